@@ -22,7 +22,8 @@ import fcntl
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,8 @@ STATUS = "status.json"
 _SEGMENT = re.compile(r"(?P<name>[a-z]+\d*-(?P<incarnation>[0-9a-f]{32}))\.(?P<index>\d{6})\.jsonl")
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True)
+class Segment:
     """One file of a journal."""
 
     name: str

@@ -1,0 +1,81 @@
+"""Put the probe into this process: once, from the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.ddp import DDPWatch
+from gradwatch.agent.probe.settings import Settings
+from gradwatch.agent.probe.steps import patch_optimizers
+from gradwatch.agent.probe.unwatched import why_unwatched
+from gradwatch.agent.probe.watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is active in this process."""
+
+    watcher: Watcher
+    ddp: DDPWatch
+
+
+_active: Probe | None = None
+
+
+def active() -> Probe | None:
+    """The process's probe, if it has been activated."""
+    return _active
+
+
+def activate() -> Probe | None:
+    """Wrap torch's classes so that the models of this process are watched.
+
+    Returns:
+        The process's probe, the same at every call; None when GRADWATCH_SPOOL is not set.
+
+    Raises:
+        RuntimeError: this torch is not built as we know it.
+        ValueError: the environment says something that is no number.
+    """
+    global _active  # noqa: PLW0603 - one probe per process, as torch has one DistributedDataParallel
+    settings = Settings.from_environment()
+    if _active is not None or settings is None:
+        return _active
+    watcher = Watcher(settings)
+    ddp = DDPWatch(watcher)
+    ddp.install()
+    _patch_optimizers(watcher)
+    _active = Probe(watcher, ddp)
+    # Without this file nobody could tell a job that never imported us from one that never
+    # wrapped a model.
+    with contextlib.suppress(OSError):
+        os.close(os.open(settings.spool / spool.AUTOLOADED, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    return _active
+
+
+def _patch_optimizers(watcher: Watcher) -> None:
+    clock, fuses = watcher.clock, watcher.fuses
+
+    def guarded(call: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: Any) -> None:
+            if fuses.intact("steps"):
+                try:
+                    call(*args)
+                except Exception as error:
+                    fuses.blow("steps", error)
+
+        return run
+
+    def enter(attempt: Any, optimizer: Any) -> None:
+        if not watcher.watching:
+            watcher.unwatched(why_unwatched(optimizer))
+        clock.enter(attempt, optimizer)
+
+    patch_optimizers(guarded(enter), guarded(clock.leave), guarded(clock.state_loaded))

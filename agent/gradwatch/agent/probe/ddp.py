@@ -1,0 +1,194 @@
+"""Have every DistributedDataParallel of this process watched.
+
+Nothing is attached to the user's objects: DDP keeps our hook in its reducer, which is neither
+pickled nor copied, and every reducer is made by `DistributedDataParallel._ddp_init_helper`, also
+that of a deep-copied or unpickled instance. A reducer takes one comm hook. Ours is it, and the functions
+by which a user registers theirs, `dist._register_comm_hook` and `dist._register_builtin_comm_hook`
+(the methods of DDP end in them), put it inside ours. A second one of the user's meets torch's own error.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from torch.distributed.algorithms.join import Join
+from torch.nn import parallel
+
+from gradwatch.agent.probe.model import WatchedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch._C._distributed_c10d import GradBucket
+
+    from gradwatch.agent.probe.watcher import Watcher
+
+# The names we replace in it are private, and so unknown to its types.
+dist: Any = distributed
+DistributedDataParallel: Any = parallel.DistributedDataParallel
+
+# What must be there to be wrapped; private names are looked for before anything is touched.
+_NEEDED = (
+    (DistributedDataParallel, "_ddp_init_helper"),
+    (dist, "_register_comm_hook"),
+    (dist, "_register_builtin_comm_hook"),
+    (Join, "notify_join_context"),
+)
+
+
+class DDPWatch:
+    """Wraps DDP for one watcher."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._models: weakref.WeakKeyDictionary[Any, WatchedModel] = weakref.WeakKeyDictionary()
+        self._reducers: weakref.WeakKeyDictionary[Any, WatchedModel] = weakref.WeakKeyDictionary()
+        self._register_comm_hook: Callable[..., Any] = dist._register_comm_hook
+        self._roots = 0
+
+    def install(self) -> None:
+        """Wrap DDP's functions.
+
+        Raises:
+            RuntimeError: this torch is not built as we know it; nothing has been touched.
+        """
+        missing = [f"{owner.__name__}.{name}" for owner, name in _NEEDED if not hasattr(owner, name)]
+        if missing:
+            raise RuntimeError(
+                f"torch {torch.__version__} has no {', '.join(missing)}; gradwatch knows torch 2.6 to 2.13"
+            )
+        self._wrap_init_helper()
+        self._wrap_registration()
+        self._wrap_join()
+
+    def model_of(self, ddp: Any) -> WatchedModel | None:
+        """The watched model of a DDP instance."""
+        return self._models.get(ddp)
+
+    def adopt(self, ddp: Any) -> None:
+        """Watch an instance that was made before this process was activated.
+
+        If the user has registered a comm hook already, the reducer is made anew with theirs inside
+        ours; that is possible before the first forward pass.
+
+        Raises:
+            RuntimeError: it has a comm hook that cannot be composed with any more.
+            OSError: the spool cannot be written.
+        """
+        parameters, sparse = ddp._build_params_for_reducer()
+        try:
+            self.attach(ddp, parameters)
+        except RuntimeError:
+            if ddp._lazy_init_ran or not ddp._comm_hooks:
+                raise
+            names = ddp._build_debug_param_to_name_mapping(parameters)
+            ddp._ddp_init_helper(parameters, sparse, names, ddp.static_graph)
+            if ddp.static_graph:
+                ddp.reducer._set_static_graph()
+                ddp.logger._set_static_graph()
+            for hook, state in ddp._comm_hooks:
+                dist._register_comm_hook(ddp.reducer, state, hook)
+
+    def attach(self, ddp: Any, parameters: Sequence[torch.Tensor]) -> None:
+        """Watch one instance, whose reducer has just been made.
+
+        Raises:
+            RuntimeError: its reducer already has a comm hook.
+            OSError: the spool cannot be written.
+        """
+        if not self._watcher.admit(ddp.device):
+            return
+        model = WatchedModel(self._watcher, ddp, parameters, self._roots)
+        self._register_comm_hook(ddp.reducer, model, _comm_hook)
+        model.follow_arrivals()
+        self._roots += 1
+        self._models[ddp] = model
+        self._reducers[ddp.reducer] = model
+        self._watcher.add(model)
+        weakref.finalize(ddp, self._watcher.remove, model).atexit = False
+
+    def _wrap_init_helper(self) -> None:
+        original = DistributedDataParallel._ddp_init_helper
+
+        @functools.wraps(original)
+        def _ddp_init_helper(ddp: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(ddp, parameters, *args, **kwargs)
+            fuses = self._watcher.fuses
+            if fuses.intact("attach"):
+                try:
+                    if ddp._use_python_reducer:
+                        self._watcher.unwatched(
+                            "DistributedDataParallel runs with torch.compile's python_reducer, "
+                            "which calls no comm hook"
+                        )
+                    else:
+                        self.attach(ddp, parameters)
+                except Exception as error:
+                    fuses.blow("attach", error)
+            return result
+
+        DistributedDataParallel._ddp_init_helper = _ddp_init_helper
+
+    def _wrap_registration(self) -> None:
+        register = self._register_comm_hook
+        register_builtin = dist._register_builtin_comm_hook
+
+        @functools.wraps(register)
+        def _register_comm_hook(reducer: Any, state: Any, comm_hook: Any) -> None:
+            if not self._put_inside(reducer, functools.partial(comm_hook, state)):
+                register(reducer, state, comm_hook)
+
+        @functools.wraps(register_builtin)
+        def _register_builtin_comm_hook(reducer: Any, comm_hook_type: Any) -> None:
+            model = self._reducers.get(reducer)
+            own = {
+                dist.BuiltinCommHookType.ALLREDUCE: WatchedModel.all_reduce_builtin,
+                dist.BuiltinCommHookType.FP16_COMPRESS: WatchedModel.fp16_compress_builtin,
+            }.get(comm_hook_type)
+            if model is None or own is None or not self._put_inside(reducer, functools.partial(own, model)):
+                register_builtin(reducer, comm_hook_type)
+
+        dist._register_comm_hook = _register_comm_hook
+        dist._register_builtin_comm_hook = _register_builtin_comm_hook
+
+    def _wrap_join(self) -> None:
+        original = Join.notify_join_context
+
+        @functools.wraps(original)
+        def notify_join_context(joinable: Any) -> Any:
+            work = original(joinable)
+            if isinstance(joinable, DistributedDataParallel):
+                model = self._models.get(joinable)
+                if model is not None:
+                    model.join_work = work
+            return work
+
+        Join.notify_join_context = staticmethod(notify_join_context)  # type: ignore[method-assign]
+
+    def _put_inside(self, reducer: Any, inner: Callable[[GradBucket], Any]) -> bool:
+        model = self._reducers.get(reducer)
+        if model is None or not model.inner_is_default:
+            return False
+        model.inner, model.inner_is_default = inner, False
+        return True
+
+
+def _comm_hook(model: WatchedModel, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Look, reduce, and remember the reduction. Only the reduction may raise."""
+    fuses = model.fuses
+    if fuses.intact("scan"):
+        try:
+            model.before_reduction(bucket)
+        except Exception as error:
+            fuses.blow("scan", error)
+    reduction = model.inner(bucket)
+    if fuses.intact("scan") and fuses.intact("reduced"):
+        try:
+            model.after_launch(bucket, reduction)
+        except Exception as error:
+            fuses.blow("reduced", error)
+    return reduction

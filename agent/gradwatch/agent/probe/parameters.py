@@ -1,0 +1,82 @@
+"""Names for parameters, as the model's author knows them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+# What torch.compile and activation checkpointing put between a module and its child.
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module)(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """A parameter's names and kind."""
+
+    name: str
+    module: str
+    module_class: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Its number of elements."""
+        return math.prod(self.shape)
+
+    def as_message(self) -> dict[str, Any]:
+        """The `Parameter` message in its JSON mapping."""
+        return {
+            "name": self.name,
+            "module": self.module,
+            "module_class": self.module_class,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+        }
+
+
+def name_parameters(
+    root: torch.nn.Module, parameters: Iterable[torch.Tensor]
+) -> list[tuple[torch.Tensor, ParameterInfo]]:
+    """Pair each of `parameters` with its names; a shared one gets those of its first owner.
+
+    Args:
+        root: the user's model, inside any wrapper.
+        parameters: those of interest, in the order of the result; one that is not in
+            `root` is named `<unknown>`.
+    """
+    found: dict[int, ParameterInfo] = {}
+    for path, module in root.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in found:
+                owner = _clean(path)
+                found[id(parameter)] = ParameterInfo(
+                    name=f"{owner}.{name}" if owner else name,
+                    module=owner,
+                    module_class=type(module).__name__,
+                    shape=tuple(parameter.shape),
+                    dtype=dtype_name(parameter.dtype),
+                )
+    named = []
+    for parameter in parameters:
+        info = found.get(id(parameter)) or ParameterInfo(
+            "<unknown>", "", "", tuple(parameter.shape), dtype_name(parameter.dtype)
+        )
+        named.append((parameter, info))
+    return named
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _clean(path: str) -> str:
+    return _WRAPPERS.sub("", path).removeprefix(".")

@@ -1,0 +1,230 @@
+"""Look at each bucket before its reduction, and at what the reduction gave.
+
+A `Look` is one of the two ways to do it: at once, for tensors in host memory; or by a
+read-out that arrives rounds later, for tensors on a device. Both end in the same
+`BucketFindings`, which `watcher.py` writes down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from gradwatch.agent.probe import scan
+from gradwatch.agent.probe.readout import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from gradwatch.agent.probe.readout import Event, Slot
+
+SLOTS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """When a round was: all that an event has to say about its time, kept until it is read out.
+
+    Attributes:
+        root: ordinal of the wrapped model in its process.
+        round: ordinal of the reduction in the process.
+        step: the update attempt under way.
+        microbatch: ordinal of the backward pass; None when several were summed up.
+        batch: JSON of the user's tag.
+        order: keys of the parameters in the order in which their gradients arrived.
+    """
+
+    root: int
+    round: int
+    step: int
+    microbatch: int | None
+    batch: str | None
+    order: list[int]
+
+
+@dataclass(frozen=True)
+class BadGradient:
+    """A parameter's non-finite gradient.
+
+    Attributes:
+        key: the parameter's, as in `Moment.order`.
+        value: enum name of `gradwatch.v1.Value`; None where only the magnitude is known.
+        count: non-finite elements; None where they were not counted.
+    """
+
+    key: int
+    value: str | None
+    count: int | None
+
+
+@dataclass(frozen=True)
+class BucketFindings:
+    """What was non-finite in one bucket of one round, before its reduction."""
+
+    moment: Moment
+    bucket: int
+    gradients: list[BadGradient]
+
+
+@dataclass
+class RoundResult:
+    """A round that has been looked at.
+
+    Attributes:
+        findings: of its buckets, empty when all was finite.
+        reduced_bad: whether the reduced gradients have a non-finite value; None when they
+            were not looked at.
+    """
+
+    moment: Moment
+    findings: list[BucketFindings] = field(default_factory=list)
+    reduced_bad: bool | None = None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of gradients, about to be reduced.
+
+    Attributes:
+        index: its ordinal in the reducer.
+        keys: of its parameters, as in `Moment.order`.
+        buffer: all of its memory, flat (or one sparse gradient).
+        gradients: views of it, one per parameter.
+    """
+
+    index: int
+    keys: Sequence[int]
+    buffer: torch.Tensor
+    gradients: Sequence[torch.Tensor]
+
+
+class Look(Protocol):
+    """How gradients of one device are looked at."""
+
+    def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
+        """Look at a bucket before its reduction; findings that are known at once.
+
+        With `brief` a hit names no parameters: they would not be written down anyway.
+        """
+
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
+        """Look at what the reductions of a round gave; whether it is bad, if known at once."""
+
+    def arrived(self, *, wait: bool = False) -> list[RoundResult]:
+        """Rounds whose read-out has arrived since, oldest first."""
+
+
+class HostLook:
+    """For gradients in host memory: one pass over the bucket, exact looks only on a hit."""
+
+    def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
+        """See `Look.local`."""
+        if scan.surely_finite(bucket.buffer):
+            return None
+        if brief:
+            return None if scan.is_finite(bucket.buffer) else BucketFindings(moment, bucket.index, [])
+        bad = [
+            BadGradient(key, finding.value, finding.count)
+            for key, gradient in zip(bucket.keys, bucket.gradients, strict=True)
+            if (finding := scan.examine(gradient)) is not None
+        ]
+        return BucketFindings(moment, bucket.index, bad) if bad else None
+
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
+        """See `Look.reduced`."""
+        del moment
+        return not all(scan.is_finite(buffer) for buffer in buffers)
+
+    def arrived(self, *, wait: bool = False) -> list[RoundResult]:
+        """Nothing is ever under way."""
+        del wait
+        return []
+
+
+@dataclass
+class _Flight:
+    """A round on its way from the device."""
+
+    moment: Moment
+    buckets: list[tuple[int, Sequence[int], list[int | None]]] = field(default_factory=list)
+    reduced: list[int | None] = field(default_factory=list)
+    reduced_looked: bool = False
+
+
+class DeviceLook:
+    """For gradients on a device: enqueue, and read later without waiting.
+
+    Args:
+        capacity: values per round: parameters plus buckets, with room.
+        device: where the gradients are.
+        new_event: `torch.cuda.Event`, or what stands for it.
+        lost: called with a reason for each round that could not be looked at.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device,
+        new_event: Callable[[], Event],
+        lost: Callable[[str], object],
+    ) -> None:
+        self._ring: Ring[_Flight] = Ring(SLOTS, capacity, device, new_event)
+        self._slot: Slot[_Flight] | None = None
+        self._lost = lost
+
+    def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
+        """See `Look.local`: nothing is known at once."""
+        del brief
+        slot = self._slot_for(moment)
+        if slot is not None and slot.about is not None:
+            slot.about.buckets.append((bucket.index, bucket.keys, slot.add(bucket.gradients)))
+        return None
+
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
+        """See `Look.reduced`: nothing is known at once. Sends the round on its way."""
+        slot = self._slot_for(moment)
+        if slot is not None and slot.about is not None:
+            for buffer in buffers:
+                slot.about.reduced += slot.add([buffer])
+            slot.about.reduced_looked = True
+            self._ring.release(slot)
+        self._slot = None
+        return None
+
+    def arrived(self, *, wait: bool = False) -> list[RoundResult]:
+        """See `Look.arrived`."""
+        return [_landed(flight, values) for flight, values in self._ring.ready(wait=wait)]
+
+    def _slot_for(self, moment: Moment) -> Slot[_Flight] | None:
+        slot = self._slot
+        if slot is not None and slot.about is not None and slot.about.moment is not moment:
+            # The round before got no look at its reduced gradients.
+            self._ring.release(slot)
+            slot = None
+        if slot is None:
+            slot = self._ring.acquire(_Flight(moment))
+            if slot is None:
+                self._lost("device_behind")
+        self._slot = slot
+        return slot
+
+
+def _landed(flight: _Flight, values: list[float]) -> RoundResult:
+    """Read a round's values as findings. A magnitude of infinity does not tell its sign."""
+    result = RoundResult(flight.moment)
+    for bucket, keys, places in flight.buckets:
+        bad = [
+            BadGradient(key, "VALUE_NAN" if math.isnan(values[place]) else None, None)
+            for key, place in zip(keys, places, strict=True)
+            if place is not None and not math.isfinite(values[place])
+        ]
+        if bad:
+            result.findings.append(BucketFindings(flight.moment, bucket, bad))
+    if flight.reduced_looked:
+        result.reduced_bad = any(
+            place is not None and not math.isfinite(values[place]) for place in flight.reduced
+        )
+    return result

@@ -1,0 +1,39 @@
+"""What the launcher tells a watched process, through the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The probe's settings; see `docs/architecture.md` for who sets them."""
+
+    spool: Path
+    job: str
+    generation: int
+    resume_step: int | None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
+        """Read them; None when the process is not watched.
+
+        Raises:
+            ValueError: a number in the environment is not one.
+        """
+        spool = environ.get("GRADWATCH_SPOOL")
+        if not spool:
+            return None
+        resume_step = environ.get("GRADWATCH_RESUME_STEP")
+        return cls(
+            spool=Path(spool),
+            job=environ.get("GRADWATCH_JOB") or "unnamed",
+            generation=int(environ.get("GRADWATCH_GENERATION") or 0),
+            resume_step=int(resume_step) if resume_step else None,
+        )

@@ -1,0 +1,162 @@
+"""The step: update attempts, for people.
+
+One attempt is the outermost `step()` of the first watched model's optimizer, or the
+`GradScaler.step` around it, whether or not it then changes the weights. The count starts at
+GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else at 0.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class StepClock:
+    """Counts update attempts.
+
+    Args:
+        resume_step: the step this process resumes at, when it was told.
+
+    Attributes:
+        step: attempts finished so far, which is the ordinal of the one under way.
+    """
+
+    def __init__(self, resume_step: int | None = None) -> None:
+        self.step = resume_step or 0
+        self._told = resume_step is not None
+        self._parameters: frozenset[int] | None = None
+        self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._loaded: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._open: list[int] = []
+
+    def follow(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Count the optimizer of these parameters: those of the first watched model."""
+        if self._parameters is not None:
+            return
+        self._parameters = frozenset(id(parameter) for parameter in parameters)
+        self._ours.clear()
+        for optimizer in list(self._loaded):
+            self.state_loaded(optimizer)
+
+    def follow_optimizer(self, optimizer: Any) -> None:
+        """Count this optimizer, whatever its parameters."""
+        self._ours[optimizer] = True
+
+    def set_step(self, step: int) -> None:
+        """The user's own count, which stands over ours from now on."""
+        self.step = int(step)
+        self._told = True
+
+    def state_loaded(self, optimizer: Any) -> None:
+        """An optimizer has loaded a state: go on from its step, unless told otherwise."""
+        self._loaded.add(optimizer)
+        if self._told or not self._counts(optimizer):
+            return
+        step = _state_step(optimizer)
+        if step is not None:
+            self.step = step
+
+    def enter(self, attempt: Any, optimizer: Any) -> None:
+        """An update attempt begins.
+
+        Args:
+            attempt: what is being called, the optimizer or the GradScaler around it.
+            optimizer: the optimizer.
+        """
+        key = id(attempt)
+        if key in self._open:
+            # It did not end: an exception left it.
+            del self._open[self._open.index(key) :]
+        self._open.append(key)
+        self._counts(optimizer)
+
+    def leave(self, attempt: Any, optimizer: Any) -> None:
+        """The attempt is over; the outermost one of our optimizer is a step."""
+        key = id(attempt)
+        if key not in self._open:
+            return
+        del self._open[self._open.index(key) :]
+        if not self._open and self._counts(optimizer):
+            self.step += 1
+
+    def _counts(self, optimizer: Any) -> bool:
+        known = self._ours.get(optimizer)
+        if known is None:
+            if self._parameters is None:
+                return False
+            known = any(
+                id(parameter) in self._parameters
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            )
+            self._ours[optimizer] = known
+        return known
+
+
+def _state_step(optimizer: Any) -> int | None:
+    """The largest `step` in an optimizer's state, if it keeps one."""
+    steps = [
+        state["step"] for state in optimizer.state.values() if isinstance(state, dict) and "step" in state
+    ]
+    if not steps:
+        return None
+    # All parameters that ever had a gradient share it, so the first few tell.
+    return max(int(step.item() if isinstance(step, torch.Tensor) else step) for step in steps[:8])
+
+
+def patch_optimizers(
+    enter: Callable[[Any, Any], None],
+    leave: Callable[[Any, Any], None],
+    loaded: Callable[[Any], None],
+) -> None:
+    """Have every optimizer and GradScaler of this process report its update attempts.
+
+    Args:
+        enter: called with (attempt, optimizer) before; must not raise.
+        leave: called with (attempt, optimizer) after; must not raise.
+        loaded: called with an optimizer that has loaded a state; must not raise.
+    """
+    import functools
+
+    from torch.optim.optimizer import (
+        Optimizer,
+        register_optimizer_step_post_hook,
+        register_optimizer_step_pre_hook,
+    )
+
+    # When a GradScaler skips, an optimizer's step hooks fire only if it is fused: so the
+    # scaler's own step is the attempt.
+    scaler = torch.amp.GradScaler
+    scaler_step = scaler.step
+
+    @functools.wraps(scaler_step)
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        enter(self, optimizer)
+        result = scaler_step(self, optimizer, *args, **kwargs)
+        leave(self, optimizer)
+        return result
+
+    load_state_dict = Optimizer.load_state_dict
+
+    @functools.wraps(load_state_dict)
+    def load(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = load_state_dict(self, *args, **kwargs)
+        loaded(self)
+        return result
+
+    scaler.step = step  # type: ignore[method-assign]
+    Optimizer.load_state_dict = load  # type: ignore[method-assign]
+
+    def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        enter(optimizer, optimizer)
+
+    def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        leave(optimizer, optimizer)
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)

@@ -1,0 +1,304 @@
+"""The rank's watcher: its clock, its journal, and what it writes there.
+
+One per process. `ddp.py` tells it what happens to buckets, `steps.py` counts its steps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.arrival import Arrivals
+from gradwatch.agent.probe.fuses import Fuses
+from gradwatch.agent.probe.journal import Journal
+from gradwatch.agent.probe.rank import identify, unwatched_message
+from gradwatch.agent.probe.rounds import Moment
+from gradwatch.agent.probe.steps import StepClock
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.rank import Identity
+    from gradwatch.agent.probe.rounds import BucketFindings, RoundResult
+    from gradwatch.agent.probe.settings import Settings
+
+# A job that goes on with NaN weights has nothing new to say: after this many bad
+# rounds in a row the rest is only counted.
+ROUNDS_IN_FULL = 16
+GRADIENTS_PER_RECORD = 16
+TAG_CHARACTERS = 4096
+
+
+class Watcher:
+    """Watches one process.
+
+    Attributes:
+        rounds: reductions finished in this process, over all its models: the logical clock.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.fuses = Fuses(lambda part, error: self._append("fault", {"part": part, "error": error}))
+        self.arrivals = Arrivals()
+        self.clock = StepClock(settings.resume_step)
+        self.identity: Identity | None = None
+        self.rounds = 0
+        self._claim: int | None = None
+        self._journal: Journal | None = None
+        self._models: list[WatchedModel] = []
+        self._under_way: list[Moment] = []
+        self._reduced_round = 0
+        self._last_bad_round: int | None = None
+        self._bad_rounds = 0
+        self._bad_now: set[int] = set()
+        self._bad_streak = 0
+        self._dropped: dict[str, int] = {}
+        self._tag: str | None = None
+        self._probe_seconds = 0.0
+        self._first_round_at: float | None = None
+        self._said_unwatched = False
+
+    # ------------------------------------------------------------------ models
+
+    def admit(self, device: torch.device) -> bool:
+        """Open the journal for the first wrapped model, if that has not happened.
+
+        Returns:
+            Whether this process is watched: not so when another one is already this rank.
+
+        Raises:
+            OSError: the spool cannot be written.
+        """
+        if self.identity is None:
+            self.identity, self._claim = identify(self.settings.spool)
+            self._open(self.identity, self.identity.hello(self.settings, device))
+        return not self.identity.duplicate
+
+    def add(self, model: WatchedModel) -> None:
+        """A model is watched from now on; the first one's optimizer counts the steps."""
+        self._models.append(model)
+        self.clock.follow(model.parameters())
+        named = self.identity is not None and self.identity.rank == 0
+        self._append("model", model.as_message(with_parameters=named))
+
+    @property
+    def watching(self) -> bool:
+        """Whether a model of this process is, or was, under watch, or its rank is another's."""
+        return self.identity is not None
+
+    def remove(self, model: WatchedModel) -> None:
+        """The model is no longer wrapped."""
+        model.leave_arrivals()
+        if model in self._models:
+            self._models.remove(model)
+
+    def unwatched(self, reason: str) -> None:
+        """Say once that this process trains and nothing in it is watched, and why."""
+        if self._said_unwatched:
+            return
+        self._said_unwatched = True
+        message = unwatched_message(self.settings, reason)
+        if self._journal is not None:
+            self._append("unwatched", message)
+            return
+        # A process with nothing to watch says its one line, and claims no rank.
+        name = spool.rank_journal_name(message.get("rank", 0), spool.new_incarnation())
+        journal = Journal(self.settings.spool, name)
+        journal.append("unwatched", message)
+        journal.close()
+
+    # ------------------------------------------------------------------ rounds
+
+    def begin_round(self, root: int) -> Moment:
+        """The first bucket of a reduction is ready."""
+        if self._first_round_at is None:
+            self._first_round_at = time.perf_counter()
+        passes = self.arrivals.passes
+        moment = Moment(
+            root=root,
+            round=self.rounds,
+            step=self.clock.step,
+            microbatch=0 if passes <= 1 else None,
+            batch=self._tag,
+            order=self.arrivals.order,
+        )
+        self._under_way.append(moment)
+        return moment
+
+    @property
+    def brief(self) -> bool:
+        """Whether findings are only counted by now."""
+        return self._bad_streak >= ROUNDS_IN_FULL
+
+    def found(self, model: WatchedModel, findings: BucketFindings) -> None:
+        """Non-finite local gradients: write them down before they are reduced."""
+        if findings.moment.round not in self._bad_now:
+            self._bad_now.add(findings.moment.round)
+            self._bad_rounds += 1
+        if self.brief:
+            self.drop("repeated")
+            return
+        self._append("nonfinite", nonfinite_message(model, findings))
+
+    def end_local(self, moment: Moment, *, seen: bool) -> None:
+        """All buckets of the round are enqueued for reduction.
+
+        Args:
+            moment: the round's.
+            seen: they have been looked at; else a read-out is under way, and `landed` follows.
+        """
+        self.rounds += 1
+        self.arrivals.forget_passes()
+        if seen:
+            self._settle(moment)
+            self.write_progress()
+
+    def end_reduced(self, moment: Moment, *, bad: bool) -> None:
+        """The reduced gradients of a round have been looked at."""
+        self._reduced_round = max(self._reduced_round, moment.round + 1)
+        if bad:
+            # Every rank sees this in the same round: with their watermarks written at once,
+            # the verdict waits for no timer.
+            self._last_bad_round = max(self._last_bad_round or 0, moment.round)
+            self.write_progress()
+
+    def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
+        """Read-outs have arrived from the device, oldest first."""
+        for result in results:
+            for findings in result.findings:
+                self.found(model, findings)
+            self._settle(result.moment)
+            if result.reduced_bad is not None:
+                self.end_reduced(result.moment, bad=result.reduced_bad)
+        if results:
+            self.write_progress()
+
+    def drop(self, reason: str) -> None:
+        """Count something that was not written or not looked at."""
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+    def spent(self, seconds: float) -> None:
+        """Time that the training waited for the probe."""
+        self._probe_seconds += seconds
+
+    # ------------------------------------------------------------------ the user's words
+
+    def tag(self, batch: Any) -> None:
+        """What the user says about the batch under way; events of later rounds carry it."""
+        self._tag = None if batch is None else json.dumps(batch, default=str)[:TAG_CHARACTERS]
+
+    def checkpoint_saved(self, path: str, step: int | None) -> None:
+        """The user says that a checkpoint has been written."""
+        message: dict[str, Any] = {"path": path}
+        if step is not None:
+            message["step"] = step
+        self._append("checkpoint", message)
+
+    # ------------------------------------------------------------------ writing
+
+    def write_progress(self) -> None:
+        """Rewrite the progress file."""
+        journal = self._journal
+        if journal is None or self.identity is None:
+            return
+        began = self._first_round_at
+        message: dict[str, Any] = {
+            "incarnation": self.identity.incarnation,
+            "round": min([moment.round for moment in self._under_way], default=self.rounds),
+            "step": self.clock.step,
+            "bad_rounds": self._bad_rounds,
+            "reduced_round": self._reduced_round,
+            "probe_seconds": self._probe_seconds,
+            "train_seconds": 0.0 if began is None else time.perf_counter() - began,
+            "dropped": _sum(self._dropped, journal.dropped),
+            "faults": dict(self.fuses.counts),
+            "at": time.time(),
+            "journal_records": journal.records,
+        }
+        if self._last_bad_round is not None:
+            message["last_bad_round"] = self._last_bad_round
+        journal.progress(message)
+
+    def finish(self) -> None:
+        """At exit: wait for the read-outs under way and write the last progress."""
+        try:
+            for model in self._models:
+                self.landed(model, model.look.arrived(wait=True))
+            self.write_progress()
+        except Exception as error:
+            self.fuses.blow("exit", error)
+        if self._journal is not None:
+            self._journal.close()
+
+    def _open(self, identity: Identity, hello: dict[str, Any]) -> None:
+        name = spool.rank_journal_name(identity.rank, identity.incarnation)
+        self._journal = Journal(self.settings.spool, name)
+        self._append("hello", hello)
+        self.write_progress()
+        atexit.register(self.finish)
+
+    def _append(self, kind: str, message: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.append(kind, message)
+
+    def _settle(self, moment: Moment) -> None:
+        if moment in self._under_way:
+            self._under_way.remove(moment)
+        if moment.round in self._bad_now:
+            self._bad_now.discard(moment.round)
+            self._bad_streak += 1
+        else:
+            self._bad_streak = 0
+
+
+def nonfinite_message(model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
+    """The `NonFinite` message in its JSON mapping: the earliest gradients first."""
+    moment = findings.moment
+    placed = []
+    for bad in findings.gradients:
+        position = moment.order.index(bad.key) if bad.key in moment.order else None
+        placed.append((position is None, position or 0, bad))
+    placed.sort(key=lambda item: item[:2])
+    gradients = []
+    for unplaced, position, bad in placed[:GRADIENTS_PER_RECORD]:
+        info = model.info(bad.key)
+        gradient: dict[str, Any] = {
+            "parameter": info.name,
+            "module": info.module,
+            "module_class": info.module_class,
+            "numel": info.numel,
+            "dtype": info.dtype,
+        }
+        if bad.value is not None:
+            gradient["value"] = bad.value
+        if bad.count is not None:
+            gradient["count"] = bad.count
+        if not unplaced:
+            gradient["backward_position"] = position
+        gradients.append(gradient)
+    message: dict[str, Any] = {
+        "root": moment.root,
+        "round": moment.round,
+        "step": moment.step,
+        "bucket": findings.bucket,
+        "gradients": gradients,
+        "gradients_total": len(findings.gradients),
+        "source": "ddp-bucket",
+    }
+    if moment.microbatch is not None:
+        message["microbatch"] = moment.microbatch
+    if moment.batch is not None:
+        message["batch"] = moment.batch
+    return message
+
+
+def _sum(*counts: dict[str, int]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for reason, number in count.items():
+            total[reason] = total.get(reason, 0) + number
+    return total
