@@ -1,0 +1,357 @@
+"""What the collector knows: jobs, attempts, journals, incidents.
+
+Leaf module of frozen values. Maps are never changed in place. Annotations are evaluated
+at run time, since the store derives its JSON codec from them.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gradwatch.collector.observations import Body, DropReason, Hello, Phase, Progress, Unwatched, Value
+
+
+class Cause(str, enum.Enum):
+    """What made the job's gradients non-finite."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    REDUCTION = "reduction"
+    LOSS_SCALE = "loss_scale"
+    OPTIMIZER_STATE = "optimizer_state"
+    REPLICA_DIVERGENCE = "replica_divergence"
+
+
+class Status(str, enum.Enum):
+    """How far an incident has come."""
+
+    SUSPECTED = "suspected"
+    CONFIRMED = "confirmed"
+    CLOSED = "closed"
+
+
+class CloseReason(str, enum.Enum):
+    """Why an incident was closed."""
+
+    CLEAN_ROUNDS = "clean_rounds"
+    ATTEMPT_OVER = "attempt_over"
+    JOB_ENDED = "job_ended"
+
+
+class UnknownReason(str, enum.Enum):
+    """Why it is not known whether a rank was clean in an incident's first round."""
+
+    WAITING = "waiting"  # only while the incident is suspected
+    PROCESS_ENDED = "process_ended"
+    LAUNCH_ENDED = "launch_ended"
+    ATTEMPT_OVER = "attempt_over"
+    SILENT = "silent"
+    NEVER_SEEN = "never_seen"
+    RECORDS_LOST = "records_lost"
+
+
+class RankCondition(str, enum.Enum):
+    """What is known of a rank's process."""
+
+    WATCHED = "watched"
+    ENDED = "ended"
+    MISSING = "missing"  # no hello yet
+
+
+class AttemptId(NamedTuple):
+    """An attempt's place in logical time."""
+
+    job: str
+    generation: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankState:
+    """What is known of one rank in one attempt.
+
+    Attributes:
+        heard_at: when something new of it last arrived, in the collector's time.
+        progress: the newest.
+        relied: the newest of which all records that it speaks of have arrived.
+        watermark: rounds below it were looked at, and all that was journalled about them is here.
+        gaps: stretches of rounds (both ends included) of which something may have been lost.
+        bad_rounds_seen: rounds of which at least one non-finite record has arrived.
+        last_round_seen: the newest of these.
+        bad_rounds_unlisted: rounds that were bad, but were only counted.
+        bad_through: the newest bad round, listed or not.
+    """
+
+    hello: Hello
+    attempt: AttemptId
+    heard_at: float
+    progress: Progress | None = None
+    relied: Progress | None = None
+    watermark: int = 0
+    gaps: tuple[tuple[int, int], ...] = ()
+    step: int | None = None
+    bad_rounds_seen: int = 0
+    last_round_seen: int | None = None
+    bad_rounds_unlisted: int = 0
+    bad_through: int | None = None
+    nonfinite_events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """One journal, known by its incarnation.
+
+    Attributes:
+        job: None when the journal never said whose it is.
+        high_seq: records up to it have arrived; -1 for none.
+        refused: the records of this journal do not count, for this reason.
+        rank: set when it is the journal of a rank that counts.
+        launch: set when it is a launcher's.
+    """
+
+    incarnation: str
+    job: str | None
+    high_seq: int = -1
+    refused: DropReason | None = None
+    rank: RankState | None = None
+    launch: str | None = None
+    malformed_lines: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    faults_counted: Mapping[str, int] = field(default_factory=dict)
+    faults_recorded: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One rank's non-finite gradient, the earliest in backward order of what was reported together."""
+
+    rank: int
+    node: str
+    device: str
+    device_id: str | None
+    step: int
+    round: int
+    microbatch: int | None
+    phase: Phase | None
+    parameter: str | None
+    module: str | None
+    module_class: str | None
+    value: Value | None
+    count: int | None
+    numel: int | None
+    dtype: str | None
+    backward_position: int | None
+    gradients_total: int
+    batch: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Sightings that belong together, reduced to what a verdict needs.
+
+    Attributes:
+        earliest: by rank, its earliest sighting, for the ranks that may be origins.
+        contaminated: ranks that were first bad after an update had been applied.
+    """
+
+    first_round: int
+    last_round: int
+    earliest: Mapping[int, Sighting]
+    contaminated: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Who was first, as far as it is known."""
+
+    cause: Cause | None
+    first: Sighting | None
+    origins: tuple[Sighting, ...]
+    tie: bool
+    clean_ranks: tuple[int, ...]
+    unknown_ranks: Mapping[int, UnknownReason]
+    contaminated_ranks: tuple[int, ...]
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """A stretch of rounds with non-finite gradients, and its verdict."""
+
+    id: str
+    attempt: AttemptId
+    run: int
+    status: Status
+    evidence: Evidence
+    verdict: Verdict
+    opened_at: float
+    confirmed_at: float | None = None
+    closed_at: float | None = None
+    close_reason: CloseReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The ranks that share one rendezvous.
+
+    Attributes:
+        ranks: by rank, the incarnation of its journal.
+        pending: evidence apart from the open incident's, in logical order.
+        reduced_round: rounds below it had their reduced gradients looked at by some rank.
+        last_bad_round: the newest round whose reduced gradients were non-finite.
+    """
+
+    id: AttemptId
+    run: int
+    key: str | None
+    world_size: int
+    ranks: Mapping[int, str] = field(default_factory=dict)
+    incidents: tuple[str, ...] = ()
+    pending: tuple[Evidence, ...] = ()
+    reduced_round: int = 0
+    last_bad_round: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One `gradwatch run` on one node."""
+
+    id: str
+    generation: int
+    node: str | None
+    pid: int | None
+    started_at: float | None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    ended_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job, through all its runs, generations and attempts.
+
+    Attributes:
+        run: ordinal of the job's runs: a launch after all known launches ended begins the next.
+        launches: of this run, by id.
+        current: the attempt that trains now; None before a run's first hello.
+        incidents_confirmed: by cause, counted when an incident is confirmed.
+    """
+
+    name: str
+    generation: int
+    first_seen: float
+    last_seen: float
+    run: int = 0
+    current: AttemptId | None = None
+    attempts: tuple[AttemptId, ...] = ()
+    launches: Mapping[str, Launch] = field(default_factory=dict)
+    unwatched: tuple[Unwatched, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    nonfinite_events: Mapping[str, int] = field(default_factory=dict)
+    incidents_confirmed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the collector knows.
+
+    Attributes:
+        strays: drops that belong to no known job, by reason.
+    """
+
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    attempts: Mapping[AttemptId, Attempt] = field(default_factory=dict)
+    journals: Mapping[str, Journal] = field(default_factory=dict)
+    incidents: Mapping[str, Incident] = field(default_factory=dict)
+    strays: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An accepted record, for the append-only log.
+
+    Attributes:
+        at: the agent's own time, for people; None when it is not believed.
+    """
+
+    job: str
+    attempt: AttemptId | None
+    rank: int | None
+    incarnation: str
+    seq: int
+    at: float | None
+    received_at: float
+    body: Body
+
+
+class Move(NamedTuple):
+    """A change of an incident's status, with what it rests on."""
+
+    incident: str
+    job: str
+    status: Status
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a report changed: whole new values, by key, to be stored in one transaction."""
+
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    attempts: Mapping[AttemptId, Attempt] = field(default_factory=dict)
+    journals: Mapping[str, Journal] = field(default_factory=dict)
+    incidents: Mapping[str, Incident] = field(default_factory=dict)
+    strays: Mapping[str, int] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    moves: tuple[Move, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to store."""
+        return bool(
+            self.jobs or self.attempts or self.journals or self.incidents or self.strays or self.events
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FoldConfig:
+    """What the pure part can be told.
+
+    Attributes:
+        confirm_timeout: seconds of silence after which a rank is named unknown.
+        clock_skew: seconds by which an agent's clock may be ahead before its time is not believed.
+    """
+
+    confirm_timeout: float = 30.0
+    clock_skew: float = 300.0
+
+
+def cause_label(cause: Cause | None) -> str:
+    """The word for a cause where null cannot stand."""
+    return "unknown" if cause is None else cause.value
+
+
+def apply(state: State, changes: Changes) -> State:
+    """The state after the changes."""
+    return State(
+        jobs={**state.jobs, **changes.jobs},
+        attempts={**state.attempts, **changes.attempts},
+        journals={**state.journals, **changes.journals},
+        incidents={**state.incidents, **changes.incidents},
+        strays={**state.strays, **changes.strays},
+    )
+
+
+def faults_of(journal: Journal) -> dict[str, int]:
+    """Failures inside a process's probe, by part.
+
+    A failure is journalled and counted in the progress file; whichever has come further is right.
+    """
+    parts = {**journal.faults_counted, **journal.faults_recorded}
+    return {
+        part: max(journal.faults_counted.get(part, 0), journal.faults_recorded.get(part, 0)) for part in parts
+    }

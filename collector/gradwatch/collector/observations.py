@@ -1,0 +1,224 @@
+"""What agents report, as domain values: the journal's records and the progress file.
+
+Leaf module. An absent value is None and means "not known"; it never stands for zero.
+Annotations are evaluated at run time, since the store derives its JSON codec from them.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+
+class Value(str, enum.Enum):
+    """The kind of non-finite number."""
+
+    NAN = "nan"
+    POSITIVE_INFINITY = "+inf"
+    NEGATIVE_INFINITY = "-inf"
+
+
+class Phase(str, enum.Enum):
+    """Where it began on a rank, in the order in which a micro-batch passes them."""
+
+    INPUT = "input"
+    PARAMETER = "parameter"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+
+
+class DropReason(str, enum.Enum):
+    """Why something that was reported is not, or not wholly, part of the state."""
+
+    UNKNOWN_INCARNATION = "unknown_incarnation"  # no hello in that journal
+    WRONG_WORLD_SIZE = "wrong_world_size"
+    DUPLICATE_RANK = "duplicate_rank"
+    STALE_GENERATION = "stale_generation"
+    REPEATED_HELLO = "repeated_hello"
+    MALFORMED_LINE = "malformed_line"  # counted by the sidecar
+    MALFORMED_RECORD = "malformed_record"
+    UNKNOWN_RECORD = "unknown_record"  # of a kind that this version does not know
+    UNKNOWN_ENUM = "unknown_enum"  # the record is kept, the value is not
+    FUTURE_EVENT = "future_event"  # the record is kept, its time is not
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first line of a rank's journal."""
+
+    job: str
+    generation: int
+    attempt_key: str | None
+    rank: int
+    world_size: int
+    local_rank: int | None
+    node: str
+    pid: int
+    device: str
+    device_id: str | None
+    device_name: str | None
+    torch_version: str
+    probe_version: str
+    framework: str
+    duplicate_claim: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a wrapped model."""
+
+    name: str
+    module: str
+    module_class: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSeen:
+    """A model was wrapped."""
+
+    root: int
+    module_class: str
+    wrapper: str
+    group_size: int
+    parameter_count: int
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BadGradient:
+    """The gradient of one parameter that holds non-finite elements."""
+
+    parameter: str
+    module: str
+    module_class: str
+    value: Value | None
+    count: int | None
+    numel: int
+    dtype: str
+    backward_position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """Non-finite local gradients in one bucket, seen before its reduction."""
+
+    root: int
+    round: int
+    step: int
+    microbatch: int | None
+    phase: Phase | None
+    bucket: int
+    gradients: tuple[BadGradient, ...]
+    gradients_total: int
+    batch: str | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    """A checkpoint was saved."""
+
+    path: str
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A part of the probe failed and switched itself off."""
+
+    part: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """A process of the job trains, but nothing in it is watched."""
+
+    job: str
+    generation: int
+    node: str
+    pid: int
+    rank: int | None
+    world_size: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchStarted:
+    """A launcher started the job's command on a node."""
+
+    job: str
+    generation: int
+    launch: str
+    node: str
+    pid: int
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchEnded:
+    """A launcher's command ended."""
+
+    job: str
+    generation: int
+    launch: str
+    exit_code: int
+    ended_by: str
+
+
+Body: TypeAlias = (
+    Hello | ModelSeen | NonFinite | CheckpointSeen | Fault | Unwatched | LaunchStarted | LaunchEnded
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One journal line.
+
+    `body` is None when the line is of no use; `drops` then says why. A line can also be
+    kept and have drops, for the values in it that were not understood.
+    """
+
+    seq: int
+    at: float | None
+    body: Body | None
+    drops: tuple[DropReason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive lines of one journal."""
+
+    incarnation: str
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a process has come; everything in it only ever grows, `step` aside."""
+
+    incarnation: str
+    round: int
+    step: int
+    last_bad_round: int | None
+    bad_rounds: int
+    reduced_round: int
+    probe_seconds: float
+    train_seconds: float
+    ended: bool
+    malformed_lines: int
+    journal_records: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a sidecar sent at once."""
+
+    batches: tuple[Batch, ...] = ()
+    progress: tuple[Progress, ...] = ()

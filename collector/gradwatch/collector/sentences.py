@@ -1,0 +1,112 @@
+"""A verdict in words. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradwatch.collector.model import UnknownReason
+from gradwatch.collector.observations import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gradwatch.collector.model import Sighting
+
+# More ranks than this are counted, not listed.
+_LISTED = 8
+
+_VALUES = {
+    Value.NAN: "NaN",
+    Value.POSITIVE_INFINITY: "+Inf",
+    Value.NEGATIVE_INFINITY: "-Inf",
+}
+
+_UNKNOWN = {
+    UnknownReason.WAITING: "its view of the round has not arrived yet",
+    UnknownReason.PROCESS_ENDED: "its process ended before it had looked at the round",
+    UnknownReason.LAUNCH_ENDED: "its launch ended before its view of the round arrived",
+    UnknownReason.ATTEMPT_OVER: "its attempt was over before its view of the round arrived",
+    UnknownReason.SILENT: "nothing was heard of it for the confirm timeout",
+    UnknownReason.NEVER_SEEN: "no watched process of that rank was ever seen",
+    UnknownReason.RECORDS_LOST: "something that it reported around that round was lost",
+}
+
+
+def explain(
+    origins: Sequence[Sighting],
+    tie: bool,
+    clean: Sequence[int],
+    unknown: Mapping[int, UnknownReason],
+    contaminated: Sequence[int],
+) -> tuple[str, ...]:
+    """Say who was first, who was clean, and what is not known.
+
+    Args:
+        origins: in logical order.
+        tie: whether several of them share the first position.
+        clean: ranks that were clean in the first round.
+        unknown: ranks of which that is not known, and why.
+        contaminated: ranks that were first bad after an update.
+    """
+    sentences = [_first(origins, tie)]
+    if len(origins) > 1:
+        others = [origin.rank for origin in origins[1:]]
+        sentences.append(f"{_ranks(others)} {_were(others)} bad before the next update too.")
+    if clean:
+        spread = [rank for rank in contaminated if rank in set(clean)]
+        tail = (
+            f"; the all-reduce then spread it, and {_ranks(spread, lower=True)} "
+            f"{_were(spread)} bad after the update."
+            if spread
+            else "."
+        )
+        sentences.append(f"{_ranks(clean)} {_were(clean)} clean in that round{tail}")
+    for reason in UnknownReason:
+        ranks = sorted(rank for rank, why in unknown.items() if why is reason)
+        if len(ranks) == 1:
+            sentences.append(f"Rank {ranks[0]} is unknown: {_UNKNOWN[reason]}.")
+        elif ranks:
+            sentences.append(f"{_ranks(ranks)} are unknown; of each, {_UNKNOWN[reason]}.")
+    return tuple(sentences)
+
+
+def _first(origins: Sequence[Sighting], tie: bool) -> str:
+    first = origins[0]
+    who = f"Rank {first.rank} on node {first.node}"
+    when = f"at step {first.step} (round {first.round})"
+    if tie:
+        shared = [origin.rank for origin in origins if _place(origin) == _place(first)]
+        who += f" is named first, but {_ranks(shared, lower=True)} share that position"
+    else:
+        who += " was first"
+    if first.parameter is None:
+        return f"{who}: its local gradients were not finite {when}."
+    value = "turned non-finite" if first.value is None else f"turned {_VALUES[first.value]}"
+    order = (
+        ""
+        if first.backward_position is None
+        else f", the {_ordinal(first.backward_position + 1)} gradient to arrive in that backward pass"
+    )
+    return f"{who}: the gradient of {first.parameter} {value} {when}{order}."
+
+
+def _place(sighting: Sighting) -> tuple[object, ...]:
+    return (sighting.round, sighting.microbatch, sighting.phase, sighting.backward_position)
+
+
+def _ranks(ranks: Sequence[int], *, lower: bool = False) -> str:
+    if len(ranks) > _LISTED:
+        return f"{len(ranks)} ranks"
+    word = "Rank" if len(ranks) == 1 else "Ranks"
+    listed = ", ".join(map(str, ranks[:-1])) + " and " if len(ranks) > 1 else ""
+    return f"{word.lower() if lower else word} {listed}{ranks[-1]}"
+
+
+def _were(ranks: Sequence[int]) -> str:
+    return "was" if len(ranks) == 1 else "were"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in {11, 12, 13}:
+        return f"{number}th"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

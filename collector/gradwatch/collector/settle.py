@@ -1,0 +1,179 @@
+"""Bring a job's incidents up to date with what has become known. Pure.
+
+An attempt has at most one open incident. Evidence that lies apart from it waits in
+`pending` until that incident is closed, so that what becomes an incident depends on
+logical time, and not on who reported first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gradwatch.collector import evidence as ev
+from gradwatch.collector import incident as inc
+from gradwatch.collector.attribution import attribute, is_waiting
+from gradwatch.collector.draft import News, counted
+from gradwatch.collector.model import CloseReason, Move, Status, UnknownReason, cause_label
+from gradwatch.collector.roster import Roster
+from gradwatch.collector.runs import is_over
+
+if TYPE_CHECKING:
+    from gradwatch.collector.draft import Draft
+    from gradwatch.collector.model import Attempt, AttemptId, Evidence, Incident, JobState, Verdict
+
+
+def settle(draft: Draft, job_name: str) -> None:
+    """Open, revise, confirm and close the job's incidents as far as is due."""
+    for attempt_id in draft.jobs[job_name].attempts:
+        news = draft.news.get(attempt_id)
+        attempt = draft.attempts[attempt_id]
+        if news is None and _open_incident(draft, attempt) is None:
+            continue
+        news = news or News()
+        evidence = _place(draft, attempt_id, news)
+        _revise(draft, attempt_id, evidence, news.ranks)
+        _advance(draft, attempt_id)
+
+
+# ---------------------------------------------------------------- evidence
+
+
+def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidence]:
+    """Give the news to the incidents whose rounds they belong to, and keep the rest pending.
+
+    Returns:
+        By incident, its evidence.
+    """
+    attempt = draft.attempts[attempt_id]
+    evidence = {id_: draft.incidents[id_].evidence for id_ in attempt.incidents}
+    if not (news.sightings or news.stretches):
+        return evidence
+    pending = ev.gather([*attempt.pending, *ev.clusters(news.sightings)])
+    pending = _distribute(evidence, pending)
+    for stretch in news.stretches:
+        evidence = {id_: ev.stretched(known, stretch) for id_, known in evidence.items()}
+        pending = ev.gather(ev.stretched(part, stretch) for part in pending)
+    pending = _distribute(evidence, pending)
+    open_ = _open_incident(draft, attempt)
+    if open_ is not None and open_.status is Status.SUSPECTED and pending:
+        # Nobody has vouched for the rounds before it yet: the earliest comes first.
+        earliest, *rest = ev.gather([evidence[open_.id], *pending])
+        evidence[open_.id] = earliest
+        pending = tuple(rest)
+    draft.attempts[attempt_id] = replace(attempt, pending=pending)
+    return evidence
+
+
+def _distribute(evidence: dict[str, Evidence], pending: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """Merge what is pending into the incidents it belongs to; what belongs to none is left."""
+    left = list(pending)
+    for id_, known in evidence.items():
+        grown = known
+        # What it takes in may bring it near to more.
+        while (part := next((part for part in left if ev.near(grown, part)), None)) is not None:
+            left.remove(part)
+            grown = ev.merge(grown, part)
+        evidence[id_] = grown
+    return tuple(left)
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def _revise(draft: Draft, attempt_id: AttemptId, evidence: dict[str, Evidence], heard: set[int]) -> None:
+    """Attribute again where something changed that a verdict rests on."""
+    attempt = draft.attempts[attempt_id]
+    job = draft.jobs[attempt_id.job]
+    for id_, now_known in evidence.items():
+        incident = draft.incidents[id_]
+        suspected = incident.status is Status.SUSPECTED
+        same = now_known is incident.evidence or now_known == incident.evidence
+        if same and not suspected and heard.isdisjoint(incident.verdict.unknown_ranks):
+            continue
+        verdict = _verdict(draft, job, attempt, now_known, incident)
+        if not same or verdict != incident.verdict:
+            draft.incidents[id_] = inc.revise(incident, now_known, verdict)
+
+
+def _verdict(
+    draft: Draft, job: JobState, attempt: Attempt, evidence: Evidence, incident: Incident | None
+) -> Verdict:
+    since = draft.now if incident is None else incident.opened_at
+    standings = Roster(draft, job, attempt).standings(evidence.first_round, since)
+    if incident is not None and incident.status is not Status.SUSPECTED:
+        # Once it is confirmed nothing is waited for any more.
+        before = incident.verdict.unknown_ranks
+        standings = [
+            before.get(rank, UnknownReason.SILENT) if reason is UnknownReason.WAITING else reason
+            for rank, reason in enumerate(standings)
+        ]
+    return attribute(evidence, standings)
+
+
+# ---------------------------------------------------------------- transitions
+
+
+def _advance(draft: Draft, attempt_id: AttemptId) -> None:
+    """Take every step that is due."""
+    while True:
+        attempt = draft.attempts[attempt_id]
+        job = draft.jobs[attempt_id.job]
+        incident = _open_incident(draft, attempt)
+        if incident is None:
+            if not attempt.pending:
+                return
+            _open(draft, job, attempt)
+        elif incident.status is Status.SUSPECTED:
+            if is_waiting(incident.verdict):
+                return
+            _confirm(draft, job, incident)
+        else:
+            reason = _close_reason(draft, job, attempt, incident)
+            if reason is None:
+                return
+            _put(draft, inc.close(incident, reason, draft.now), reason.value)
+
+
+def _open(draft: Draft, job: JobState, attempt: Attempt) -> None:
+    evidence, *rest = attempt.pending
+    verdict = _verdict(draft, job, attempt, evidence, None)
+    incident = inc.open_incident(attempt, evidence, verdict, draft.now)
+    draft.attempts[attempt.id] = replace(
+        attempt, pending=tuple(rest), incidents=(*attempt.incidents, incident.id)
+    )
+    _put(draft, incident, verdict.sentences[0])
+
+
+def _confirm(draft: Draft, job: JobState, incident: Incident) -> None:
+    confirmed = counted(job.incidents_confirmed, cause_label(incident.verdict.cause))
+    draft.jobs[job.name] = replace(job, incidents_confirmed=confirmed)
+    _put(draft, inc.confirm(incident, draft.now), incident.verdict.sentences[0])
+
+
+def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incident) -> CloseReason | None:
+    """Why the incident is over; None while it is not."""
+    if attempt.id != job.current:
+        return CloseReason.ATTEMPT_OVER
+    if is_over(job, attempt, draft.journals):
+        return CloseReason.JOB_ENDED
+    last_round = incident.evidence.last_round
+    if attempt.pending:
+        # The next evidence is far enough away, unless somebody may yet fill the space between.
+        standings = Roster(draft, job, attempt).standings(last_round + ev.CLEAN_ROUNDS, incident.opened_at)
+        return None if UnknownReason.WAITING in standings else CloseReason.CLEAN_ROUNDS
+    if attempt.last_bad_round is not None:
+        last_round = max(last_round, attempt.last_bad_round)
+    return CloseReason.CLEAN_ROUNDS if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS else None
+
+
+def _open_incident(draft: Draft, attempt: Attempt) -> Incident | None:
+    if not attempt.incidents:
+        return None
+    newest = draft.incidents[attempt.incidents[-1]]
+    return None if newest.status is Status.CLOSED else newest
+
+
+def _put(draft: Draft, incident: Incident, because: str) -> None:
+    draft.incidents[incident.id] = incident
+    draft.moves.append(Move(incident.id, incident.attempt.job, incident.status, because))

@@ -1,0 +1,195 @@
+"""What the collector remembers: state rows and an append-only log of events, in one database.
+
+One connection, one thread, one transaction per report. SQLite by default: WAL, and each
+commit is on the disk before it returns.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from typing import TYPE_CHECKING, Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from gradwatch.collector import tables
+from gradwatch.collector.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from gradwatch.collector.model import Changes, State
+
+_BUSY_SECONDS = 5.0
+
+
+class Store:
+    """An open store. Not for several threads at once.
+
+    Args:
+        url: of the database, for SQLAlchemy.
+        busy_seconds: how long to wait for whoever else has a SQLite file locked.
+    """
+
+    def __init__(self, url: str, *, busy_seconds: float = _BUSY_SECONDS) -> None:
+        self._engine = sa.create_engine(url, poolclass=sa.pool.NullPool, **_driver_options(url, busy_seconds))
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _make_durable)
+        self._connection: sa.Connection | None = None
+
+    @classmethod
+    def in_file(cls, path: Path) -> Store:
+        """A store in a SQLite file, made if absent."""
+        return cls(f"sqlite:///{path}")
+
+    def migrate(self) -> None:
+        """Bring the tables up to date.
+
+        Raises:
+            StoreError: they cannot be.
+        """
+        config = _alembic_config()
+        try:
+            with self._connected().begin():
+                config.attributes["connection"] = self._connected()
+                alembic.command.upgrade(config, "head")
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            raise self._broken("set up", error) from error
+
+    def is_current(self) -> bool:
+        """Whether the tables are those of this version.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        try:
+            with self._connected().begin():
+                found = MigrationContext.configure(self._connected()).get_current_revision()
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
+        return found == ScriptDirectory.from_config(_alembic_config()).get_current_head()
+
+    def load(self) -> State:
+        """Read the state back.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._connected().begin():
+                return tables.read_state(self._connected())
+        except (sa.exc.SQLAlchemyError, ValueError) as error:
+            raise self._broken("read", error) from error
+
+    def commit(self, changes: Changes) -> None:
+        """Store all of the changes, or nothing.
+
+        Raises:
+            StoreError: nothing is stored; a later commit may succeed.
+        """
+        try:
+            with self._connected().begin():
+                self._upsert(tables.job, map(tables.job_row, changes.jobs.values()))
+                self._upsert(tables.attempt, map(tables.attempt_row, changes.attempts.values()))
+                self._upsert(tables.journal, map(tables.journal_row, changes.journals.values()))
+                self._upsert(tables.incident, map(tables.incident_row, changes.incidents.values()))
+                self._upsert(
+                    tables.stray, ({"reason": key, "count": count} for key, count in changes.strays.items())
+                )
+                if changes.events:
+                    rows = [tables.event_row(event) for event in changes.events]
+                    self._connected().execute(sa.insert(tables.event), rows)
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("write", error) from error
+
+    def events(self, job: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """A job's accepted records in the order of their arrival, oldest first.
+
+        Args:
+            job: its name.
+            after: give only those whose `id` is above it.
+            limit: give at most so many.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        wanted = (
+            sa.select(tables.event)
+            .where(tables.event.c.job == job, tables.event.c.id > after)
+            .order_by(tables.event.c.id)
+            .limit(limit)
+        )
+        try:
+            with self._connected().begin():
+                rows = [dict(row) for row in self._connected().execute(wanted).mappings()]
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
+        return [{**row, "body": json.loads(row["body"])} for row in rows]
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._disconnect()
+        self._engine.dispose()
+
+    def _connected(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _broken(self, what: str, error: Exception) -> StoreError:
+        """The next use connects anew: whatever was wrong may be over by then."""
+        self._disconnect()
+        cause = getattr(error, "orig", None) or error
+        return StoreError(f"cannot {what} the store {self._engine.url.database}: {cause}")
+
+    def _upsert(self, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
+        rows = list(rows)
+        if not rows:
+            return
+        insert = _upserting(self._engine.dialect.name)(table)
+        keys = list(table.primary_key.columns)
+        values = {column.name: insert.excluded[column.name] for column in table.c if column not in keys}
+        self._connected().execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
+
+
+def _upserting(dialect: str) -> Any:
+    """The dialect's own `insert`, which knows ON CONFLICT."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert
+    from sqlalchemy.dialects import sqlite
+
+    return sqlite.insert
+
+
+def _driver_options(url: str, busy_seconds: float) -> dict[str, Any]:
+    if not url.startswith("sqlite"):
+        return {}
+    # The one thread that uses it is not always the one that opened it.
+    return {"connect_args": {"check_same_thread": False, "timeout": busy_seconds}}
+
+
+def _make_durable(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _alembic_config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    folder = importlib.resources.files("gradwatch.collector") / "migrations"
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

@@ -1,0 +1,255 @@
+"""From protobuf to domain values: the one place that reads the schema's messages.
+
+Whatever is in a report, it gives a report: what cannot be understood is counted, in the
+record that it is in, so that it is counted once however often the report is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.collector import observations as obs
+from gradwatch.collector.observations import DropReason
+from gradwatch.protos.v1 import gradwatch_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_log = logging.getLogger(__name__)
+
+_VALUES: Mapping[int, obs.Value] = {
+    pb.VALUE_NAN: obs.Value.NAN,
+    pb.VALUE_POSITIVE_INFINITY: obs.Value.POSITIVE_INFINITY,
+    pb.VALUE_NEGATIVE_INFINITY: obs.Value.NEGATIVE_INFINITY,
+}
+_PHASES: Mapping[int, obs.Phase] = {
+    pb.PHASE_INPUT: obs.Phase.INPUT,
+    pb.PHASE_PARAMETER: obs.Phase.PARAMETER,
+    pb.PHASE_FORWARD: obs.Phase.FORWARD,
+    pb.PHASE_LOSS: obs.Phase.LOSS,
+    pb.PHASE_BACKWARD: obs.Phase.BACKWARD,
+}
+
+
+class _MalformedError(Exception):
+    """The record says something that cannot be."""
+
+
+def read_report(message: pb.Report) -> obs.Report:
+    """Translate a report; `id` and `sidecar` are the stream's business."""
+    return obs.Report(
+        batches=tuple(
+            obs.Batch(
+                batch.incarnation, tuple(_record(batch.incarnation, record) for record in batch.records)
+            )
+            for batch in message.batches
+            if batch.incarnation
+        ),
+        progress=tuple(_progress(progress) for progress in message.progress if progress.incarnation),
+    )
+
+
+def _record(incarnation: str, message: pb.Record) -> obs.Record:
+    at = message.at if math.isfinite(message.at) and message.at > 0 else None
+    kind = message.WhichOneof("body")
+    if kind is None:
+        return obs.Record(message.seq, at, None, (DropReason.UNKNOWN_RECORD,))
+    drops: list[DropReason] = []
+    try:
+        body = _READERS[kind](getattr(message, kind), drops)
+        same = kind != "hello" or message.hello.incarnation == incarnation
+        _check(same, "the hello is of another incarnation than its journal")
+    except _MalformedError as error:
+        _log.warning("record %d of journal %s makes no sense: %s", message.seq, incarnation, error)
+        return obs.Record(message.seq, at, None, (DropReason.MALFORMED_RECORD,))
+    return obs.Record(message.seq, at, body, tuple(drops))
+
+
+# ---------------------------------------------------------------- bodies
+
+
+def _hello(message: pb.Hello, drops: list[DropReason]) -> obs.Hello:
+    del drops
+    _check(bool(message.job), "it names no job")
+    _check(message.rank >= 0 and message.world_size >= 1, "rank or world size is out of range")
+    _check(message.generation >= 0, "the generation is negative")
+    return obs.Hello(
+        job=message.job,
+        generation=message.generation,
+        attempt_key=_known(message, "attempt_key"),
+        rank=message.rank,
+        world_size=message.world_size,
+        local_rank=_known(message, "local_rank"),
+        node=message.node,
+        pid=message.pid,
+        device=message.device,
+        device_id=_known(message, "device_id"),
+        device_name=_known(message, "device_name"),
+        torch_version=message.torch_version,
+        probe_version=message.probe_version,
+        framework=message.framework,
+        duplicate_claim=message.duplicate_claim,
+    )
+
+
+def _model(message: pb.Model, drops: list[DropReason]) -> obs.ModelSeen:
+    del drops
+    return obs.ModelSeen(
+        root=message.root,
+        module_class=message.module_class,
+        wrapper=message.wrapper,
+        group_size=message.group_size,
+        parameter_count=message.parameter_count,
+        parameters=tuple(
+            obs.Parameter(
+                name=parameter.name,
+                module=parameter.module,
+                module_class=parameter.module_class,
+                shape=tuple(parameter.shape),
+                dtype=parameter.dtype,
+            )
+            for parameter in message.parameters
+        ),
+    )
+
+
+def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
+    _check(message.round >= 0 and message.step >= 0, "round or step is negative")
+    return obs.NonFinite(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        microbatch=_known(message, "microbatch"),
+        phase=_enum(message, "phase", _PHASES, drops),
+        bucket=message.bucket,
+        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients),
+        gradients_total=message.gradients_total,
+        batch=_known(message, "batch"),
+        source=message.source,
+    )
+
+
+def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradient:
+    return obs.BadGradient(
+        parameter=message.parameter,
+        module=message.module,
+        module_class=message.module_class,
+        value=_enum(message, "value", _VALUES, drops),
+        count=_known(message, "count"),
+        numel=message.numel,
+        dtype=message.dtype,
+        backward_position=_known(message, "backward_position"),
+    )
+
+
+def _checkpoint(message: pb.CheckpointSeen, drops: list[DropReason]) -> obs.CheckpointSeen:
+    del drops
+    return obs.CheckpointSeen(path=message.path, step=_known(message, "step"))
+
+
+def _fault(message: pb.Fault, drops: list[DropReason]) -> obs.Fault:
+    del drops
+    return obs.Fault(part=message.part, error=message.error)
+
+
+def _unwatched(message: pb.Unwatched, drops: list[DropReason]) -> obs.Unwatched:
+    del drops
+    _check(bool(message.job), "it names no job")
+    return obs.Unwatched(
+        job=message.job,
+        generation=message.generation,
+        node=message.node,
+        pid=message.pid,
+        rank=_known(message, "rank"),
+        world_size=_known(message, "world_size"),
+        reason=message.reason,
+    )
+
+
+def _launch_started(message: pb.LaunchStarted, drops: list[DropReason]) -> obs.LaunchStarted:
+    del drops
+    _check(bool(message.job and message.launch), "it names no job or no launch")
+    _check(message.generation >= 0, "the generation is negative")
+    return obs.LaunchStarted(
+        job=message.job,
+        generation=message.generation,
+        launch=message.launch,
+        node=message.node,
+        pid=message.pid,
+        command=tuple(message.command),
+    )
+
+
+def _launch_ended(message: pb.LaunchEnded, drops: list[DropReason]) -> obs.LaunchEnded:
+    del drops
+    _check(bool(message.job and message.launch), "it names no job or no launch")
+    return obs.LaunchEnded(
+        job=message.job,
+        generation=message.generation,
+        launch=message.launch,
+        exit_code=message.exit_code,
+        ended_by=message.ended_by,
+    )
+
+
+_READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
+    "hello": _hello,
+    "model": _model,
+    "nonfinite": _nonfinite,
+    "checkpoint": _checkpoint,
+    "fault": _fault,
+    "unwatched": _unwatched,
+    "launch_started": _launch_started,
+    "launch_ended": _launch_ended,
+}
+
+
+# ---------------------------------------------------------------- progress
+
+
+def _progress(message: pb.Progress) -> obs.Progress:
+    return obs.Progress(
+        incarnation=message.incarnation,
+        round=max(0, message.round),
+        step=max(0, message.step),
+        last_bad_round=_known(message, "last_bad_round"),
+        bad_rounds=message.bad_rounds,
+        reduced_round=message.reduced_round,
+        probe_seconds=_finite(message.probe_seconds),
+        train_seconds=_finite(message.train_seconds),
+        ended=message.ended,
+        malformed_lines=max(0, message.malformed_lines),
+        journal_records=message.journal_records,
+        dropped={reason: count for reason, count in message.dropped.items() if count > 0},
+        faults={part: count for part, count in message.faults.items() if count > 0},
+    )
+
+
+# ---------------------------------------------------------------- fields
+
+
+def _known(message: Any, field: str) -> Any:
+    """An optional field's value; None when it is absent."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def _enum(message: Any, field: str, meanings: Mapping[int, Any], drops: list[DropReason]) -> Any:
+    """An optional enum's meaning. A number that has none is counted, never read as a value."""
+    number = _known(message, field)
+    if number is None:
+        return None
+    meaning = meanings.get(number)
+    if meaning is None:
+        drops.append(DropReason.UNKNOWN_ENUM)
+    return meaning
+
+
+def _finite(seconds: float) -> float:
+    return seconds if math.isfinite(seconds) and seconds >= 0 else 0.0
+
+
+def _check(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise _MalformedError(complaint)
