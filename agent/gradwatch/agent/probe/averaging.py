@@ -6,6 +6,7 @@ case (torch/csrc/distributed/c10d/reducer.cpp, `mark_variable_ready_dense`):
 - a gradient that is copied into its bucket is multiplied by 1/divisor on the way;
 - one that already lies in its bucket (`gradient_as_bucket_view=True` and gradients that were
   not set to None) is divided by the divisor in place;
+- with `batched_grad_copy=True` (torch 2.13) the bucket is divided after the copies;
 - a sparse one is divided.
 
 The two differ in the last bit unless the divisor is a power of two. The divisor is the size of the
@@ -29,10 +30,12 @@ class Averaging:
 
     Args:
         gradient_as_bucket_view: of the DDP instance; without it no gradient lies in a bucket.
+        batched_grad_copy: of the DDP instance.
     """
 
-    def __init__(self, *, gradient_as_bucket_view: bool) -> None:
-        self.tracks_views = gradient_as_bucket_view
+    def __init__(self, *, gradient_as_bucket_view: bool, batched_grad_copy: bool) -> None:
+        self.tracks_views = gradient_as_bucket_view and not batched_grad_copy
+        self._batched_copy = batched_grad_copy
         self._storage_at_arrival: dict[int, int] = {}
 
     def arrival_hook(self, parameter: torch.Tensor) -> Callable[[torch.Tensor], None]:
@@ -55,7 +58,7 @@ class Averaging:
             divisor: by how much.
         """
         buffer: torch.Tensor = bucket.buffer()
-        if buffer.layout != torch.strided:
+        if buffer.layout != torch.strided or self._batched_copy:
             return buffer.div_(divisor)
         if not self.tracks_views or divisor & (divisor - 1) == 0:
             return buffer.mul_(1.0 / divisor)
@@ -73,5 +76,4 @@ class Averaging:
 def active_ranks(work: Any) -> int:
     """How many ranks take part, from the handle of DDP's join notification: a sum of ones."""
     work.wait()
-    result = work.result()
-    return int(result[0].item())
+    return int(work.get_future().value()[0].item())

@@ -54,7 +54,10 @@ class WatchedModel:
         self.inner: Callable[[GradBucket], Future] = self.all_reduce_mean
         self.inner_is_default = True
         self.join_work: Any = None
-        self.averaging = Averaging(gradient_as_bucket_view=ddp.gradient_as_bucket_view)
+        self.averaging = Averaging(
+            gradient_as_bucket_view=ddp.gradient_as_bucket_view,
+            batched_grad_copy=getattr(ddp, "batched_grad_copy", False),
+        )
         self._watcher = watcher
         self._ddp = weakref.ref(ddp)
         self._module_class = type(ddp.module).__name__

@@ -31,20 +31,20 @@ class StepClock:
         self._told = resume_step is not None
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._chosen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._loaded: weakref.WeakSet[Any] = weakref.WeakSet()
         self._open: list[int] = []
 
     def follow(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Count the optimizer of these parameters: those of the first watched model."""
-        if self._parameters is not None:
-            return
+        """Count the optimizer of these parameters: those of the first watched model there is."""
         self._parameters = frozenset(id(parameter) for parameter in parameters)
-        self._ours.clear()
+        self._ours = weakref.WeakKeyDictionary(self._chosen)
         for optimizer in list(self._loaded):
             self.state_loaded(optimizer)
 
     def follow_optimizer(self, optimizer: Any) -> None:
         """Count this optimizer, whatever its parameters."""
+        self._chosen[optimizer] = True
         self._ours[optimizer] = True
 
     def set_step(self, step: int) -> None:

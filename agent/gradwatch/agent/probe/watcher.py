@@ -81,7 +81,8 @@ class Watcher:
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self._models.append(model)
-        self.clock.follow(model.parameters())
+        if len(self._models) == 1:
+            self.clock.follow(model.parameters())
         named = self.identity is not None and self.identity.rank == 0
         self._append("model", model.as_message(with_parameters=named))
 
@@ -93,8 +94,12 @@ class Watcher:
     def remove(self, model: WatchedModel) -> None:
         """The model is no longer wrapped."""
         model.leave_arrivals()
-        if model in self._models:
-            self._models.remove(model)
+        if model not in self._models:
+            return
+        was_first = self._models[0] is model
+        self._models.remove(model)
+        if was_first and self._models:
+            self.clock.follow(self._models[0].parameters())
 
     def unwatched(self, reason: str) -> None:
         """Say once that this process trains and nothing in it is watched, and why."""

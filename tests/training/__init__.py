@@ -1,0 +1,1 @@
+"""Training scripts that the tests run as ranks. They know nothing of Gradwatch."""
