@@ -1,0 +1,115 @@
+"""The HTTP side: JSON API, metrics, probes for a supervisor, and the page."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+
+from gradwatch.collector import document, metrics, page, schema
+from gradwatch.collector.engine import Engine
+from gradwatch.collector.errors import StoreError
+from gradwatch.collector.version import collector_version
+
+_PAGE_INCIDENTS = 50
+
+JobFilter = Annotated[str | None, Query(description="Only of this job.")]
+StatusFilter = Annotated[
+    Literal["suspected", "confirmed", "closed", "open"] | None,
+    Query(description="Only in this status; open stands for suspected and confirmed."),
+]
+IncidentLimit = Annotated[int, Query(ge=1, le=10_000)]
+EventLimit = Annotated[int, Query(ge=1, le=10_000)]
+After = Annotated[int, Query(ge=0, description="Only those whose id is above this one.")]
+
+
+def new_app(engine: Engine) -> FastAPI:
+    """The application on an engine that is running."""
+    app = FastAPI(
+        title="Gradwatch",
+        version=collector_version(),
+        description="Who was first: incidents of non-finite gradients, by job.",
+        docs_url=None,
+        redoc_url=None,
+    )
+
+    @app.exception_handler(StoreError)
+    async def _unavailable(_request: Request, error: StoreError) -> Response:
+        return JSONResponse({"detail": str(error)}, status_code=503)
+
+    app.include_router(_pages(engine))
+    app.include_router(_jobs(engine))
+    app.include_router(_incidents(engine))
+    return app
+
+
+def _pages(engine: Engine) -> APIRouter:
+    router = APIRouter()
+    registry = metrics.new_registry(lambda: engine.state)
+
+    @router.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def show_page() -> Response:
+        incidents = document.incidents(engine.state, limit=_PAGE_INCIDENTS)
+        html = page.render(document.jobs(engine.state), incidents)
+        return HTMLResponse(html, headers={"Content-Security-Policy": page.CONTENT_SECURITY_POLICY})
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def get_metrics() -> Response:
+        return Response(metrics.render(registry), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    @router.get("/-/healthy", response_class=PlainTextResponse)
+    async def get_healthy() -> str:
+        return "healthy\n"
+
+    @router.get("/-/ready", response_class=PlainTextResponse)
+    async def get_ready() -> Response:
+        if engine.healthy:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("the store cannot be written\n", status_code=503)
+
+    return router
+
+
+def _jobs(engine: Engine) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/jobs")
+
+    @router.get("")
+    async def get_jobs() -> list[schema.JobDocument]:
+        return document.jobs(engine.state)
+
+    # A job's name may contain slashes: what can follow it is matched first.
+    @router.get("/{job:path}/events")
+    async def get_events(job: str, after: After = 0, limit: EventLimit = 1000) -> list[schema.EventDocument]:
+        _must_know(engine, job)
+        return [document.event(row) for row in await engine.events(job, after=after, limit=limit)]
+
+    @router.get("/{job:path}")
+    async def get_job(job: str) -> schema.JobDocument:
+        _must_know(engine, job)
+        return document.job(engine.state, job)
+
+    return router
+
+
+def _incidents(engine: Engine) -> APIRouter:
+    router = APIRouter(prefix="/api/v1/incidents")
+
+    @router.get("")
+    async def get_incidents(
+        job: JobFilter = None, status: StatusFilter = None, limit: IncidentLimit = 100
+    ) -> list[schema.IncidentDocument]:
+        return document.incidents(engine.state, job=job, status=status, limit=limit)
+
+    @router.get("/{incident}")
+    async def get_incident(incident: str) -> schema.IncidentDocument:
+        known = engine.state.incidents.get(incident)
+        if known is None:
+            raise HTTPException(404, f"no incident {incident!r}; /api/v1/incidents lists them")
+        return document.incident(known)
+
+    return router
+
+
+def _must_know(engine: Engine, job: str) -> None:
+    if job not in engine.state.jobs:
+        known = ", ".join(sorted(engine.state.jobs)[:10]) or "none yet"
+        raise HTTPException(404, f"no job {job!r} has reported here; known jobs: {known}")

@@ -1,0 +1,251 @@
+"""The collector as a process: `serve(CollectorConfig(...))`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import uvicorn
+
+from gradwatch.collector import statedir
+from gradwatch.collector.api import new_app
+from gradwatch.collector.engine import Engine
+from gradwatch.collector.errors import BindError, NotLoopbackError, PortTakenError, StateDirError
+from gradwatch.collector.model import FoldConfig
+from gradwatch.collector.service import GrpcServer
+from gradwatch.collector.statedir import CollectorInfo, default_state_dir
+from gradwatch.collector.store import Store
+from gradwatch.collector.version import collector_version
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+_T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_GRPC = "127.0.0.1:7700"
+DEFAULT_HTTP = "127.0.0.1:7701"
+
+
+@dataclass(frozen=True)
+class CollectorConfig:
+    """How a collector is to run.
+
+    Attributes:
+        state_dir: where it remembers; made if absent.
+        grpc: HOST:PORT; None for the default, or a free port when that is taken. Port 0 is any free one.
+        http: the same for HTTP.
+        confirm_timeout: seconds of silence after which a rank is named unknown.
+    """
+
+    state_dir: Path = field(default_factory=default_state_dir)
+    grpc: str | None = None
+    http: str | None = None
+    confirm_timeout: float = 30.0
+
+
+async def serve(
+    config: CollectorConfig,
+    *,
+    on_ready: Callable[[CollectorInfo], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a collector until SIGTERM, SIGINT or `stop`.
+
+    Args:
+        config: how.
+        on_ready: called once it listens, with where.
+        stop: ends it when set.
+
+    Raises:
+        BindError: an address cannot be bound. Nothing was started.
+        StateDirInUseError: another collector holds the state directory. Nothing was started.
+        StateDirError: the state directory cannot be used. Nothing was started.
+        StoreError: what it remembers cannot be read.
+    """
+    stop = stop or asyncio.Event()
+    with _stopping_on_signals(stop):
+        async with running(config) as info:
+            if on_ready is not None:
+                on_ready(info)
+            await stop.wait()
+            _log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
+    """A collector that runs within the block; raises as `serve` does."""
+    async with contextlib.AsyncExitStack() as stack:
+        grpc_address = _Address.parse(config.grpc or DEFAULT_GRPC)
+        http_address = _Address.parse(config.http or DEFAULT_HTTP)
+        for address in (grpc_address, http_address):
+            address.must_be_loopback()
+        _make(config.state_dir)
+        # At INFO it tells of its plugins, which is nothing to whoever runs a collector.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        stack.enter_context(statedir.held(config.state_dir))
+        statedir.remove_info(config.state_dir)
+        engine = Engine(
+            Store.in_file(config.state_dir / statedir.DATABASE),
+            FoldConfig(confirm_timeout=config.confirm_timeout),
+        )
+        grpc_server = GrpcServer(engine)
+        # Lets go of the port if what follows fails.
+        stack.push_async_callback(grpc_server.stop)
+        grpc_port = _with_fallback(grpc_address, config.grpc is not None, grpc_server.bind)
+        http_socket = _with_fallback(http_address, config.http is not None, _listen)
+        stack.callback(http_socket.close)
+        http_url = f"http://{_Address(http_address.host, http_socket.getsockname()[1])}"
+
+        await stack.enter_async_context(engine.running())
+        await stack.enter_async_context(_serving_http(engine, http_socket))
+        await grpc_server.start(http_url)
+        stack.push_async_callback(grpc_server.stop)
+        info = CollectorInfo(
+            pid=os.getpid(),
+            grpc=str(_Address(grpc_address.host, grpc_port)),
+            http=http_url,
+            started_at=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            version=collector_version(),
+        )
+        statedir.write_info(config.state_dir, info)
+        stack.callback(statedir.remove_info, config.state_dir)
+        _log.info("collecting on %s; %s; state in %s", info.grpc, info.http, config.state_dir)
+        yield info
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@dataclass(frozen=True)
+class _Address:
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> _Address:
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004
+            raise BindError(f"{text!r} is not an address: give HOST:PORT, such as 127.0.0.1:7700")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def must_be_loopback(self) -> None:
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise BindError(f"cannot resolve {self.host}: {error.strerror}") from error
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        if not all(address.is_loopback for address in addresses):
+            raise NotLoopbackError(
+                f"refusing to listen on {self}: others could reach it, which needs TLS and a token, "
+                "not available yet; give a loopback address such as 127.0.0.1"
+            )
+
+
+def _with_fallback(address: _Address, explicit: bool, bind: Callable[[str], _T]) -> _T:
+    """Bind the address; a default one that is taken gives way to a free port."""
+    try:
+        return bind(str(address))
+    except PortTakenError:
+        if explicit:
+            raise
+        return bind(str(_Address(address.host, 0)))
+
+
+def _listen(address: str) -> socket.socket:
+    parsed = _Address.parse(address)
+    family = socket.AF_INET6 if ":" in parsed.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((parsed.host, parsed.port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise PortTakenError(
+            f"cannot listen for HTTP on {address}: {error.strerror}; free the port or choose another"
+        ) from error
+    return listener
+
+
+# ---------------------------------------------------------------- parts
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, which leaves signals to us, and says when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+@contextlib.asynccontextmanager
+async def _serving_http(engine: Engine, listener: socket.socket) -> AsyncIterator[None]:
+    config = uvicorn.Config(
+        new_app(engine),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = _HttpServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listening = asyncio.create_task(server.listening.wait())
+    try:
+        await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+        yield
+    finally:
+        listening.cancel()
+        server.should_exit = True
+        await serving
+
+
+def _make(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateDirError(
+            f"cannot make the state directory {state_dir}: {error.strerror}; give another --state-dir"
+        ) from error
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Stop on SIGTERM and SIGINT, however often they come; not where signals are another's business."""
+    loop = asyncio.get_running_loop()
+    taken = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, stop.set)
+            taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,288 @@
+"""From the state to the documents of `schema.py`. Pure.
+
+The HTTP API, the status that is pushed to sidecars and the reader of a state directory
+all give these.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.collector import schema
+from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
+from gradwatch.collector.observations import DropReason
+from gradwatch.collector.runs import is_over
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from gradwatch.collector.model import Incident, JobState, Journal, Launch, Sighting, State
+
+
+def jobs(state: State) -> list[schema.JobDocument]:
+    """All jobs, by name."""
+    return [job(state, name) for name in sorted(state.jobs)]
+
+
+def job(state: State, name: str) -> schema.JobDocument:
+    """One job.
+
+    Raises:
+        KeyError: there is no such job.
+    """
+    known = state.jobs[name]
+    current = None if known.current is None else state.attempts[known.current]
+    ranks = current_ranks(state, known)
+    conditions = rank_conditions(state, known)
+    exit_code, ended_by = _outcome(known.launches.values())
+    rounds = [rank.progress.round for rank in ranks if rank.progress is not None]
+    journals = [journal for journal in state.journals.values() if journal.job == name]
+    return schema.JobDocument(
+        job=name,
+        generation=known.generation,
+        attempt=None if current is None else current.id.number,
+        run=known.run,
+        status="ended" if is_over(known, current, state.journals) else "running",
+        world_size=None if current is None else current.world_size,
+        ranks_watched=len(ranks),
+        ranks=schema.RanksDocument(**{condition.value: conditions[condition] for condition in RankCondition}),
+        step=newest_step(ranks),
+        round=max(rounds, default=None),
+        slowest_step=slowest_step(ranks),
+        exit_code=exit_code,
+        ended_by=ended_by,
+        launches=[_launch(launch) for launch in known.launches.values()],
+        overhead=overhead(ranks),
+        incidents=[incident(value) for value in incidents_of(state, known)],
+        incidents_left_out=0,
+        decisions=[],
+        dropped=dropped(known, journals),
+        faults=_sum(faults_of(journal) for journal in journals),
+        unwatched=[
+            schema.UnwatchedDocument(node=one.node, pid=one.pid, rank=one.rank, reason=one.reason)
+            for one in known.unwatched
+        ],
+        first_seen=_time(known.first_seen),
+        last_seen=_time(known.last_seen),
+    )
+
+
+def incidents(
+    state: State, *, job: str | None = None, status: str | None = None, limit: int | None = None
+) -> list[schema.IncidentDocument]:
+    """Incidents, newest first.
+
+    Args:
+        state: the collector's.
+        job: only of that job.
+        status: only in that status; "open" stands for suspected and confirmed.
+        limit: at most so many.
+    """
+    wanted = [
+        value
+        for value in state.incidents.values()
+        if job in {None, value.attempt.job} and _has_status(value, status)
+    ]
+    wanted.sort(key=lambda value: (value.opened_at, value.attempt, value.evidence.first_round), reverse=True)
+    return [incident(value) for value in wanted[:limit]]
+
+
+def incident(value: Incident) -> schema.IncidentDocument:
+    """One incident."""
+    verdict = value.verdict
+    return schema.IncidentDocument(
+        id=value.id,
+        job=value.attempt.job,
+        generation=value.attempt.generation,
+        attempt=value.attempt.number,
+        run=value.run,
+        status=value.status.value,
+        cause=None if verdict.cause is None else verdict.cause.value,
+        step=None if verdict.first is None else verdict.first.step,
+        round=value.evidence.first_round,
+        last_round=value.evidence.last_round,
+        first=None if verdict.first is None else _origin(verdict.first),
+        origins=[_origin(origin) for origin in verdict.origins],
+        tie=verdict.tie,
+        clean_ranks=list(verdict.clean_ranks),
+        unknown_ranks=sorted(verdict.unknown_ranks),
+        unknown_reasons={str(rank): reason.value for rank, reason in sorted(verdict.unknown_ranks.items())},
+        contaminated_ranks=list(verdict.contaminated_ranks),
+        verdict=list(verdict.sentences),
+        opened_at=_time(value.opened_at),
+        confirmed_at=None if value.confirmed_at is None else _time(value.confirmed_at),
+        closed_at=None if value.closed_at is None else _time(value.closed_at),
+        close_reason=None if value.close_reason is None else value.close_reason.value,
+        decisions=[],
+    )
+
+
+def event(row: Mapping[str, Any]) -> schema.EventDocument:
+    """One row of the store's log."""
+    at = row["at"]
+    return schema.EventDocument(
+        **{**row, "at": None if at is None else _time(at), "received_at": _time(row["received_at"])}
+    )
+
+
+def as_json(value: schema.JobDocument, max_bytes: int) -> bytes:
+    """A job's document as JSON; the oldest incidents are left out of one that would be too long."""
+    text = value.model_dump_json().encode()
+    while len(text) > max_bytes and value.incidents:
+        left_out = (len(value.incidents) + 1) // 2
+        value = value.model_copy(
+            update={
+                "incidents": value.incidents[left_out:],
+                "incidents_left_out": value.incidents_left_out + left_out,
+            }
+        )
+        text = value.model_dump_json().encode()
+    return text
+
+
+# ---------------------------------------------------------------- shared with the metrics
+
+
+def current_ranks(state: State, job: JobState) -> list[RankState]:
+    """The ranks of the attempt that trains now, by rank."""
+    if job.current is None:
+        return []
+    attempt = state.attempts[job.current]
+    journals = (state.journals[incarnation] for _, incarnation in sorted(attempt.ranks.items()))
+    return [journal.rank for journal in journals if journal.rank is not None]
+
+
+def rank_conditions(state: State, job: JobState) -> Counter[RankCondition]:
+    """How many ranks of the attempt that trains now are in which condition."""
+    ranks = current_ranks(state, job)
+    conditions = Counter(
+        RankCondition.ENDED if rank.progress is not None and rank.progress.ended else RankCondition.WATCHED
+        for rank in ranks
+    )
+    if job.current is not None:
+        conditions[RankCondition.MISSING] = state.attempts[job.current].world_size - len(ranks)
+    return conditions
+
+
+def newest_step(ranks: Iterable[RankState]) -> int | None:
+    """The step of the rank that is ahead."""
+    return max((rank.step for rank in ranks if rank.step is not None), default=None)
+
+
+def slowest_step(ranks: Iterable[RankState]) -> int | None:
+    """The step of the rank that is behind."""
+    return min((rank.step for rank in ranks if rank.step is not None), default=None)
+
+
+def overhead(ranks: Iterable[RankState]) -> schema.OverheadDocument:
+    """The probe's own time where it is the largest share of the training's."""
+    shares = [
+        (rank.progress.probe_seconds / rank.progress.train_seconds, rank.hello.rank, rank.progress)
+        for rank in ranks
+        if rank.progress is not None and rank.progress.train_seconds > 0
+    ]
+    if not shares:
+        return schema.OverheadDocument(ratio=None, rank=None, probe_seconds=None, train_seconds=None)
+    ratio, rank, progress = max(shares, key=lambda share: share[:2])
+    return schema.OverheadDocument(
+        ratio=ratio, rank=rank, probe_seconds=progress.probe_seconds, train_seconds=progress.train_seconds
+    )
+
+
+def dropped(job: JobState, journals: Sequence[Journal]) -> dict[str, int]:
+    """What was dropped, by reason: in the probes, in the sidecars and here."""
+    malformed = DropReason.MALFORMED_LINE.value
+    return _sum(
+        [
+            job.dropped,
+            *(journal.dropped for journal in journals),
+            *({malformed: journal.malformed_lines} for journal in journals if journal.malformed_lines),
+        ]
+    )
+
+
+def incidents_of(state: State, job: JobState) -> Iterator[Incident]:
+    """A job's incidents in logical order."""
+    for attempt in job.attempts:
+        for id_ in state.attempts[attempt].incidents:
+            yield state.incidents[id_]
+
+
+# ---------------------------------------------------------------- details
+
+
+def _origin(sighting: Sighting) -> schema.OriginDocument:
+    return schema.OriginDocument(
+        rank=sighting.rank,
+        node=sighting.node,
+        device=sighting.device or None,
+        device_id=sighting.device_id,
+        step=sighting.step,
+        round=sighting.round,
+        microbatch=sighting.microbatch,
+        phase=None if sighting.phase is None else sighting.phase.value,
+        parameter=sighting.parameter,
+        module=sighting.module,
+        module_class=sighting.module_class,
+        value=None if sighting.value is None else sighting.value.value,
+        count=sighting.count,
+        numel=sighting.numel,
+        dtype=sighting.dtype,
+        backward_position=sighting.backward_position,
+        bad_parameters=sighting.gradients_total,
+        batch=_batch(sighting.batch),
+        operator=None,
+        source=sighting.source,
+    )
+
+
+def _batch(text: str | None) -> Any:
+    """The values that were given to `tag`; as text when that was cut."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _launch(launch: Launch) -> schema.LaunchDocument:
+    return schema.LaunchDocument(
+        id=launch.id,
+        generation=launch.generation,
+        node=launch.node,
+        pid=launch.pid,
+        started_at=None if launch.started_at is None else _time(launch.started_at),
+        ended_at=None if launch.ended_at is None else _time(launch.ended_at),
+        exit_code=launch.exit_code,
+        ended_by=launch.ended_by,
+    )
+
+
+def _outcome(launches: Collection[Launch]) -> tuple[int | None, str | None]:
+    """How the run ended: as the first launch that failed, if one did."""
+    ended = [launch for launch in launches if launch.ended_at is not None]
+    if not ended or any(launch.ended_at is None for launch in launches):
+        return None, None
+    outcome = next((launch for launch in ended if launch.exit_code != 0), ended[-1])
+    return outcome.exit_code, outcome.ended_by
+
+
+def _has_status(value: Incident, status: str | None) -> bool:
+    if status == "open":
+        return value.status is not Status.CLOSED
+    return status in {None, value.status.value}
+
+
+def _time(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc)
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

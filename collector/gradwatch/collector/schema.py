@@ -1,0 +1,151 @@
+"""The JSON documents that the collector gives out: these field names are a contract."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Document(BaseModel):
+    """A JSON document. What is not known is null."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class OriginDocument(Document):
+    """One rank's first non-finite gradient."""
+
+    rank: int
+    node: str
+    device: str | None
+    device_id: str | None
+    step: int
+    round: int
+    microbatch: int | None
+    phase: Literal["input", "parameter", "forward", "loss", "backward"] | None
+    parameter: str | None
+    module: str | None
+    module_class: str | None
+    value: Literal["nan", "+inf", "-inf"] | None
+    count: int | None = Field(description="Non-finite elements of that gradient.")
+    numel: int | None
+    dtype: str | None
+    backward_position: int | None = Field(description="0 is the gradient that arrives first.")
+    bad_parameters: int = Field(description="Parameters of the same bucket whose gradients were not finite.")
+    batch: Any = Field(description="The values given to tag(batch=...).")
+    operator: str | None
+    source: str
+
+
+class IncidentDocument(Document):
+    """A stretch of rounds with non-finite gradients, and who was first."""
+
+    id: str
+    job: str
+    generation: int
+    attempt: int
+    run: int = Field(description="Ordinal of the job's run.")
+    status: Literal["suspected", "confirmed", "closed"]
+    cause: str | None
+    step: int | None
+    round: int
+    last_round: int
+    first: OriginDocument | None
+    origins: list[OriginDocument]
+    tie: bool
+    clean_ranks: list[int] = Field(description="Ranks that were clean in the first round.")
+    unknown_ranks: list[int]
+    unknown_reasons: dict[str, str] = Field(description="By unknown rank, why.")
+    contaminated_ranks: list[int] = Field(description="Ranks that were first bad after an update.")
+    verdict: list[str] = Field(description="The same, in sentences.")
+    opened_at: datetime
+    confirmed_at: datetime | None
+    closed_at: datetime | None
+    close_reason: str | None
+    decisions: list[dict[str, Any]]
+
+
+class LaunchDocument(Document):
+    """One `gradwatch run` on one node."""
+
+    id: str
+    generation: int
+    node: str | None
+    pid: int | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    exit_code: int | None
+    ended_by: str | None
+
+
+class UnwatchedDocument(Document):
+    """A process that trains unwatched."""
+
+    node: str
+    pid: int
+    rank: int | None
+    reason: str
+
+
+class RanksDocument(Document):
+    """How many ranks of the world are in which state."""
+
+    watched: int
+    ended: int
+    missing: int
+
+
+class OverheadDocument(Document):
+    """The probe's own time on the rank where it is the largest share."""
+
+    ratio: float | None
+    rank: int | None
+    probe_seconds: float | None
+    train_seconds: float | None
+
+
+class JobDocument(Document):
+    """One job as it is now."""
+
+    job: str
+    generation: int
+    attempt: int | None
+    run: int
+    status: Literal["running", "ended"]
+    world_size: int | None
+    ranks_watched: int
+    ranks: RanksDocument
+    step: int | None
+    round: int | None
+    slowest_step: int | None
+    exit_code: int | None
+    ended_by: str | None
+    launches: list[LaunchDocument]
+    overhead: OverheadDocument
+    incidents: list[IncidentDocument] = Field(description="All of the job, oldest first.")
+    incidents_left_out: int = Field(description="Oldest ones that are not listed, for the document's size.")
+    decisions: list[dict[str, Any]]
+    dropped: dict[str, int]
+    faults: dict[str, int]
+    unwatched: list[UnwatchedDocument]
+    first_seen: datetime
+    last_seen: datetime
+
+
+class EventDocument(Document):
+    """An accepted record of a journal.
+
+    `body` is the record in the words of the incident's document: `value` is nan, +inf or -inf.
+    """
+
+    id: int
+    job: str
+    generation: int | None
+    attempt: int | None
+    rank: int | None
+    incarnation: str
+    seq: int
+    kind: str
+    at: datetime | None
+    received_at: datetime
+    body: dict[str, Any]

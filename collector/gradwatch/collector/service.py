@@ -1,0 +1,178 @@
+"""The gRPC side: one stream per sidecar, in come reports, out go acknowledgements and job statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from gradwatch.collector import document
+from gradwatch.collector.errors import PortTakenError, StoreError
+from gradwatch.collector.observations import LaunchEnded
+from gradwatch.collector.version import collector_version
+from gradwatch.collector.wire import read_report
+from gradwatch.protos.v1 import gradwatch_pb2 as pb
+from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gradwatch.collector.engine import Engine, Subscription
+    from gradwatch.collector.observations import Report
+
+_log = logging.getLogger(__name__)
+
+# A job that changes with every round is pushed at most so often.
+PUSH_SECONDS = 0.2
+MAX_REPORT_BYTES = 32 << 20
+# What a gRPC client takes by default is 4 MiB.
+MAX_STATUS_BYTES = 3 << 20
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_REPORT_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # Two collectors must not share a port unawares.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    # A sidecar whose node vanished is noticed by this.
+    ("grpc.keepalive_time_ms", 60_000),
+)
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[pb.Report, pb.Directive]"
+
+
+class Ingest(rpc.IngestServicer):
+    """The schema's `Ingest`.
+
+    Args:
+        engine: takes the reports.
+        http_url: where people look.
+    """
+
+    def __init__(self, engine: Engine, http_url: str) -> None:
+        self._engine = engine
+        self._http_url = http_url
+
+    async def Stream(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.Report], context: _Context
+    ) -> None:
+        """Serve one sidecar until it leaves."""
+        outlet = _Outlet(context)
+        welcome = pb.Welcome(version=collector_version(), http_url=self._http_url)
+        await outlet.write(pb.Directive(welcome=welcome))
+        with self._engine.subscribed() as subscription:
+            pusher = asyncio.create_task(self._push(subscription, outlet))
+            try:
+                async for message in request_iterator:
+                    await self._take(message, subscription, outlet, context)
+            finally:
+                pusher.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await pusher
+
+    async def _take(
+        self, message: pb.Report, subscription: Subscription, outlet: _Outlet, context: _Context
+    ) -> None:
+        if message.HasField("sidecar"):
+            subscription.jobs |= set(message.sidecar.jobs)
+            subscription.wake(message.sidecar.jobs)
+            _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
+        report = read_report(message)
+        try:
+            await self._engine.ingest(report)
+        except StoreError as error:
+            # Unacknowledged, the sidecar keeps it and sends it again.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        if _ends_launch(report):
+            # Whoever waits for the end must have the job's last word when it is acknowledged.
+            await self._push_changed(subscription, outlet)
+        await outlet.write(pb.Directive(acked=message.id))
+
+    async def _push(self, subscription: Subscription, outlet: _Outlet) -> None:
+        while True:
+            await subscription.event.wait()
+            await self._push_changed(subscription, outlet)
+            await asyncio.sleep(PUSH_SECONDS)
+
+    async def _push_changed(self, subscription: Subscription, outlet: _Outlet) -> None:
+        async with outlet.pushing:
+            for job in sorted(subscription.take()):
+                status = self._status(job)
+                if status is not None:
+                    await outlet.write(pb.Directive(status=status))
+
+    def _status(self, job: str) -> pb.JobStatus | None:
+        if job not in self._engine.state.jobs:
+            return None
+        full = document.job(self._engine.state, job)
+        return pb.JobStatus(job=job, document=document.as_json(full, MAX_STATUS_BYTES))
+
+
+class _Outlet:
+    """What goes out on one stream: a message at a time, whoever writes.
+
+    Attributes:
+        pushing: held while statuses go out, so that an older one never follows a newer one.
+    """
+
+    def __init__(self, context: _Context) -> None:
+        self.pushing = asyncio.Lock()
+        self._context = context
+        self._writing = asyncio.Lock()
+
+    async def write(self, directive: pb.Directive) -> None:
+        async with self._writing:
+            await self._context.write(directive)
+
+
+class GrpcServer:
+    """The gRPC server: ingest, health, reflection.
+
+    Args:
+        engine: takes the reports.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._server = grpc.aio.server(options=_OPTIONS)
+
+    def bind(self, address: str) -> int:
+        """Bind HOST:PORT; the port, which the system chooses for 0.
+
+        Raises:
+            PortTakenError: it cannot be bound.
+        """
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortTakenError(
+                f"cannot listen for gRPC on {address}: the port is taken; free it or choose another"
+            ) from error
+
+    async def start(self, http_url: str) -> None:
+        """Begin to serve."""
+        rpc.add_IngestServicer_to_server(Ingest(self._engine, http_url), self._server)
+        checks = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
+        ingest = pb.DESCRIPTOR.services_by_name["Ingest"].full_name
+        for service in ("", ingest):
+            await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+        names = (ingest, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Stop serving; a sidecar sends again what is not acknowledged by then."""
+        await self._server.stop(grace=0.5)
+
+
+def _ends_launch(report: Report) -> bool:
+    return any(isinstance(record.body, LaunchEnded) for batch in report.batches for record in batch.records)
