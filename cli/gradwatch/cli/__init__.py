@@ -1,0 +1,1 @@
+"""The `gradwatch` command: everything else, composed."""

@@ -1,0 +1,1 @@
+"""The sidecar: ships the journals of one node to the collector."""

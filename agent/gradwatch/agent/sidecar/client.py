@@ -1,0 +1,179 @@
+"""The one stream to the collector: a report at a time, each until it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import grpc
+import tenacity
+
+from gradwatch.protos.v1 import gradwatch_pb2 as pb
+from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
+
+# A collector that is alive acknowledges within a transaction's time. Instead of HTTP/2
+# keepalive, which servers answer with GOAWAY when it is more frequent than they like.
+ACK_SECONDS = 30.0
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 2.0
+_OPTIONS = (
+    # Reconnecting is ours to time; a shared subchannel would add its own backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A proxy of the environment is not meant for a collector, least of all on loopback.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class CollectorUnavailableError(Exception):
+    """The collector cannot be reached, or the stream to it broke."""
+
+
+class Client:
+    """A stream that mends itself.
+
+    Args:
+        address: gives HOST:PORT, asked at every connect since a collector may have moved.
+            May raise `CollectorUnavailableError`.
+        hello: who we are; goes with each stream's first report.
+        on_status: called with every job status the collector pushes.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], str],
+        hello: pb.Sidecar,
+        on_status: Callable[[pb.JobStatus], None],
+    ) -> None:
+        self._address = address
+        self._hello = hello
+        self._on_status = on_status
+        self._channel: grpc.aio.Channel | None = None
+        self._call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive] | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._acks: dict[int, asyncio.Future[None]] = {}
+        self._last_id = 0
+        self._said = ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is up, as far as we know."""
+        return self._reader is not None and not self._reader.done()
+
+    async def connect(self) -> None:
+        """Open the stream; tries until it is open."""
+        await self._persist(None)
+
+    async def deliver(self, report: pb.Report) -> None:
+        """Send a report until the collector has acknowledged it; never gives up.
+
+        Args:
+            report: its `id` and `sidecar` are set here.
+        """
+        await self._persist(report)
+
+    async def close(self) -> None:
+        """Drop the stream."""
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+        if self._call is not None:
+            self._call.cancel()
+        if self._channel is not None:
+            await self._channel.close()
+        self._reader = self._call = self._channel = None
+        self._fail_acks("closed")
+
+    async def _persist(self, report: pb.Report | None) -> None:
+        async for attempt in tenacity.AsyncRetrying(
+            wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+            retry=tenacity.retry_if_exception_type(CollectorUnavailableError),
+            before_sleep=self._say,
+        ):
+            with attempt:
+                if not self.connected:
+                    await self._open()
+                if report is not None:
+                    await self._exchange(report)
+        if self._said:
+            _log.info("the collector answers again")
+            self._said = ""
+
+    async def _open(self) -> None:
+        await self.close()
+        address = self._address()
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._call = rpc.IngestStub(self._channel).Stream()
+        self._reader = asyncio.create_task(self._read(self._call))
+        self._last_id = 0
+        first = pb.Report()
+        first.sidecar.CopyFrom(self._hello)
+        await self._exchange(first)
+        _log.info("connected to the collector at %s", address)
+
+    async def _exchange(self, report: pb.Report) -> None:
+        if self._call is None:
+            raise CollectorUnavailableError("not connected")
+        self._last_id += 1
+        report.id = self._last_id
+        try:
+            await asyncio.wait_for(self._write(self._call, report), ACK_SECONDS)
+        except asyncio.TimeoutError:
+            await self.close()
+            raise CollectorUnavailableError(f"no acknowledgement within {ACK_SECONDS:.0f} s") from None
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            await self.close()
+            raise CollectorUnavailableError(_describe(error)) from error
+
+    async def _write(
+        self, call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive], report: pb.Report
+    ) -> None:
+        acked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Retrieved here, or asyncio complains when the write fails before anyone awaits it.
+        acked.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._acks[report.id] = acked
+        try:
+            await call.write(report)
+            await acked
+        finally:
+            del self._acks[report.id]
+
+    async def _read(self, call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive]) -> None:
+        reason = "the collector ended the stream"
+        try:
+            while isinstance(directive := await call.read(), pb.Directive):
+                if directive.HasField("acked"):
+                    self._resolve(directive.acked)
+                if directive.HasField("status"):
+                    self._on_status(directive.status)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            reason = _describe(error)
+        finally:
+            self._fail_acks(reason)
+
+    def _resolve(self, report_id: int) -> None:
+        acked = self._acks.get(report_id)
+        if acked is not None and not acked.done():
+            acked.set_result(None)
+
+    def _fail_acks(self, reason: str) -> None:
+        for acked in self._acks.values():
+            if not acked.done():
+                acked.set_exception(CollectorUnavailableError(reason))
+
+    def _say(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if str(error) != self._said:
+            self._said = str(error)
+            _log.warning("%s; trying again until it answers", error)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name.lower()}: {error.details()}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,185 @@
+"""The sidecar's loop: read, report, await the acknowledgement, move on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from gradwatch.agent.probe import spool
+from gradwatch.agent.sidecar import cleanup, cursor, harvest, tail
+from gradwatch.protos.v1 import gradwatch_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gradwatch.agent.sidecar.client import Client
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+ADOPT_SECONDS = 5.0
+# Well under gRPC's default limit of 4 MiB, with room for one long record.
+REPORT_BYTES = 512 << 10
+# After the last acknowledgement the collector pushes the status that follows from it.
+FINAL_STATUS_SECONDS = 2.0
+# The collector pushes a job that changes often only several times a second.
+LAST_PUSH_SECONDS = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Drained:
+    """How a sidecar left its spool.
+
+    Attributes:
+        complete: the collector has everything.
+        journals: journals it does not have whole.
+        unread_bytes: bytes of them that it does not have.
+        spool: where those are.
+    """
+
+    complete: bool
+    journals: int
+    unread_bytes: int
+    spool: str
+
+
+class Sidecar:
+    """Ships its own spool, and those that earlier runs left beside it.
+
+    Args:
+        own: the spool; its sidecar.lock is held by this process.
+        neighbours: the folder of all spools on this node, or None to adopt none.
+        client: the stream to the collector.
+        is_final: whether a status document tells all that we ship.
+        wants_status: whether there will be any.
+    """
+
+    def __init__(
+        self,
+        own: Path,
+        neighbours: Path | None,
+        client: Client,
+        is_final: Callable[[bytes], bool],
+        *,
+        wants_status: bool,
+    ) -> None:
+        self._own = harvest.Harvest(own)
+        self._neighbours = neighbours
+        self._client = client
+        self._is_final = is_final
+        self._adopted: dict[Path, tuple[harvest.Harvest, int]] = {}
+        self._looked = -ADOPT_SECONDS
+        self._acked_at = 0.0
+        self._final_status = asyncio.Event()
+        if not wants_status:
+            self._final_status.set()
+        self.draining = asyncio.Event()
+
+    def take_status(self, status: pb.JobStatus) -> None:
+        """Leave the job's status where the launcher looks for it."""
+        try:
+            cursor.replace_file(self._own.folder / spool.STATUS, status.document)
+        except OSError as error:
+            _log.warning("cannot write %s: %s", spool.STATUS, error)
+        if self._is_final(status.document):
+            self._final_status.set()
+
+    async def ship(self) -> None:
+        """Run until `draining` is set and everything is acknowledged."""
+        while True:
+            draining = self.draining.is_set()
+            if await self._ship_once(only_own=draining):
+                continue
+            if draining:
+                await self._await_final_status()
+                return
+            if not self._client.connected:
+                await self._client.connect()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.draining.wait(), POLL_SECONDS)
+
+    def drained(self) -> Drained:
+        """How things stand, for whoever asked us to end."""
+        left = self._own.remainder()
+        return Drained(left.nothing, left.journals, left.unread_bytes, str(self._own.folder))
+
+    async def _ship_once(self, *, only_own: bool) -> bool:
+        """Send one report if there is something; returns whether there is more."""
+        now = time.monotonic()
+        if now - self._looked >= ADOPT_SECONDS and not only_own:
+            self._looked = now
+            self._adopt()
+        work = [(self._own, self._collect(self._own, REPORT_BYTES))]
+        room = REPORT_BYTES - sum(part.size for part in work[0][1])
+        for folder, (adopted, _) in [] if only_own else list(self._adopted.items()):
+            try:
+                parts = adopted.collect(now, room) if room > 0 else []
+            except FileNotFoundError:
+                self._release(folder)
+                continue
+            room -= sum(part.size for part in parts)
+            work.append((adopted, parts))
+        report = pb.Report()
+        for _, parts in work:
+            report.batches.extend(part.batch for part in parts if part.batch is not None)
+            report.progress.extend(part.progress for part in parts if part.progress is not None)
+        if report.batches or report.progress:
+            await self._client.deliver(report)
+            self._acked_at = time.monotonic()
+        for source, parts in work:
+            if parts:
+                source.commit(parts, time.monotonic())
+        self._finish_adopted()
+        return any(source.behind for source, _ in work)
+
+    def _collect(self, source: harvest.Harvest, room: int) -> list[harvest.Part]:
+        try:
+            return source.collect(time.monotonic(), room)
+        except FileNotFoundError:
+            return []
+
+    async def _await_final_status(self) -> None:
+        if not self._client.connected:
+            await self._client.connect()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._final_status.wait(), FINAL_STATUS_SECONDS)
+        # What followed from the last report may be pushed only now.
+        await asyncio.sleep(self._acked_at + LAST_PUSH_SECONDS - time.monotonic())
+
+    def _adopt(self) -> None:
+        """Take on spools whose processes are gone and which no other sidecar ships."""
+        if self._neighbours is None:
+            return
+        for folder in sorted(self._neighbours.iterdir()):
+            if folder == self._own.folder or folder in self._adopted:
+                continue
+            with contextlib.suppress(OSError):
+                if not _is_abandoned(folder):
+                    continue
+                lock = spool.try_lock(folder / spool.SIDECAR_LOCK)
+                if lock is not None:
+                    _log.info("shipping what an earlier run left in %s", folder)
+                    self._adopted[folder] = (harvest.Harvest(folder), lock)
+
+    def _finish_adopted(self) -> None:
+        for folder, (adopted, _) in list(self._adopted.items()):
+            with contextlib.suppress(OSError):
+                if adopted.all_closed():
+                    cleanup.remove_spool(folder)
+                    self._release(folder)
+
+    def _release(self, folder: Path) -> None:
+        _, lock = self._adopted.pop(folder)
+        os.close(lock)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether a run wrote journals here and none of its processes lives."""
+    names = tail.list_journals(folder)
+    return bool(names) and not any(spool.is_locked(folder / spool.progress_filename(name)) for name in names)

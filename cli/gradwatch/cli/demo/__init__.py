@@ -1,0 +1,1 @@
+"""`gradwatch demo`: a training run with one flipped bit in its data, and the verdict on it."""

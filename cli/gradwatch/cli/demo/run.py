@@ -1,0 +1,186 @@
+"""The demo's run: a collector, `gradwatch run` around torchrun, and the comparison at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from gradwatch.cli.demo import shards
+from gradwatch.cli.errors import CliError
+from gradwatch.cli.launcher import collector_state
+from gradwatch.cli.launcher.environment import for_child
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_JOB = "demo"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+_STEP = re.compile(r"step (\d+) loss (\S+)")
+_SHOWN_METRICS = re.compile(
+    r"gradwatch_(incidents_total|incident_first_rank|nonfinite_events_total|rank_nonfinite_events_total|job_ranks)\b"
+)
+
+
+class Display(Protocol):
+    """Shows how the demo gets on."""
+
+    def step(self, step: int, loss: str) -> None:
+        """A training step is done."""
+
+    def line(self, text: str) -> None:
+        """The launcher, or torchrun, has said something."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What was planted, and what was found.
+
+    Attributes:
+        report: as `--report` writes it.
+        metrics: lines of /metrics, as scraped.
+    """
+
+    planted: shards.Planted
+    incident: dict[str, Any] | None
+    report: dict[str, Any]
+    metrics_url: str
+    metrics: list[str]
+
+    @property
+    def correct(self) -> bool:
+        """Whether the verdict names what was planted, and nothing else."""
+        if self.incident is None or len(self.report["incidents"]) != 1:
+            return False
+        first = self.incident["first"] or {}
+        named = (first.get("rank"), first.get("step"), first.get("parameter"))
+        clean = [rank for rank in range(shards.RANKS) if rank != self.planted.rank]
+        return (
+            named == (self.planted.rank, self.planted.step, self.planted.parameter)
+            and self.incident["clean_ranks"] == clean
+            and not self.incident["tie"]
+        )
+
+
+def run_demo(seed: int, display: Display) -> Outcome:
+    """Plant a fault, train, and read the verdict.
+
+    Raises:
+        CliError: there is no torch here, or the run itself failed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise CliError("the demo trains with torch, which is not installed: pip install 'gradwatch[torch]'")
+    planted = shards.plant(seed)
+    with tempfile.TemporaryDirectory(prefix="gradwatch-demo-") as name:
+        folder = Path(name)
+        shards.write(folder, planted, seed)
+        with _collector(folder) as url:
+            report = _train(folder, display)
+            metrics = [line for line in _scrape(url).splitlines() if _SHOWN_METRICS.match(line)]
+    incidents = report["incidents"]
+    return Outcome(planted, incidents[0] if incidents else None, report, f"{url}/metrics", metrics)
+
+
+@contextlib.contextmanager
+def _collector(folder: Path) -> Iterator[str]:
+    """A collector that outlives the run, so that there is something to scrape afterwards."""
+    command = [sys.executable, "-m", "gradwatch.cli", "collector"]
+    command += ["--state-dir", str(folder), "--parent", str(os.getpid())]
+    log = folder / "demo-collector.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=for_child(os.environ),
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while (info := collector_state.ready(folder)) is None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise CliError(f"the demo's collector did not start:\n{log.read_text(errors='replace')}")
+            time.sleep(0.05)
+        yield info.http
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _train(folder: Path, display: Display) -> dict[str, Any]:
+    report = folder / "report.json"
+    script = Path(__file__).with_name("train.py")
+    command = [sys.executable, "-m", "gradwatch.cli", "run", "--job", _JOB]
+    command += ["--state-dir", str(folder), "--report", str(report), "--"]
+    command += [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(shards.RANKS), str(script), str(folder)]
+    env = {**for_child(os.environ), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=folder,
+        env=env,
+    )
+    try:
+        said = _follow(process, display)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if process.wait() != 0 or not report.exists():
+        raise CliError(f"the training ended with exit code {process.returncode}:\n" + "\n".join(said))
+    document: dict[str, Any] = json.loads(report.read_bytes())
+    return document
+
+
+def _follow(process: subprocess.Popen[str], display: Display) -> list[str]:
+    """Show what the run prints; returns the lines of stderr."""
+    said: list[str] = []
+
+    def listen(stream: IO[str]) -> None:
+        for line in stream:
+            said.append(line.rstrip())
+            if line.startswith("gradwatch: "):
+                display.line(line.rstrip())
+
+    if process.stdout is None or process.stderr is None:
+        raise CliError("the run has no output to follow")
+    listener = threading.Thread(target=listen, args=(process.stderr,), daemon=True)
+    listener.start()
+    with process.stdout, process.stderr:
+        for line in process.stdout:
+            match = _STEP.match(line)
+            if match is not None:
+                display.step(int(match[1]), match[2])
+        listener.join()
+    return said
+
+
+def _scrape(url: str) -> str:
+    import httpx
+
+    try:
+        with httpx.Client(trust_env=False) as client:
+            return client.get(f"{url}/metrics").text
+    except httpx.HTTPError as error:
+        raise CliError(f"cannot scrape {url}/metrics: {error}") from None

@@ -1,0 +1,113 @@
+"""Train a small character-level GPT with DistributedDataParallel, from one data shard per rank.
+
+A plain training script: it does not know that anyone watches it.
+
+    torchrun --nproc-per-node 4 train.py DATA
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHARACTERS = 128
+WIDTH = 64
+HEADS = 4
+LAYERS = 2
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a norm and around a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.norm2 = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 4 * WIDTH)
+        self.down = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, length, WIDTH) -> the same."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, HEADS, WIDTH // HEADS)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(attended.transpose(1, 2).reshape(batch, length, WIDTH))
+        x = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        return x  # noqa: RET504 - mypy knows the sum only as Any
+
+
+class CharGPT(nn.Module):
+    """A decoder over characters; each sample's embeddings are scaled by its weight."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(CHARACTERS, WIDTH)
+        self.places = nn.Embedding(length, WIDTH)
+        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, CHARACTERS, bias=False)
+
+    def forward(self, characters: Tensor, weights: Tensor) -> Tensor:
+        """Characters (batch, length) and weights (batch,) -> logits (batch, length, CHARACTERS)."""
+        x = self.characters(characters) * weights[:, None, None]
+        x = x + self.places(torch.arange(characters.shape[1]))
+        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        return logits
+
+
+def read_batches(path: Path) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
+    """Read a shard: a header of three uint32 (steps, batch, length), then samples.
+
+    A sample is a float32 weight and `length` + 1 characters of one byte each.
+    """
+    data = path.read_bytes()
+    steps, batch, length = struct.unpack_from("<3I", data)
+    samples = struct.iter_unpack(f"<f{length + 1}s", data[12:])
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(steps):
+            weights, texts = zip(*itertools.islice(samples, batch), strict=True)
+            yield torch.tensor([list(text) for text in texts]), torch.tensor(weights)
+
+    return length, batches()
+
+
+def main() -> None:
+    """Train through the shard once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    data = parser.parse_args().data
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    length, batches = read_batches(data / f"shard-{rank}.bin")
+    model = DistributedDataParallel(CharGPT(length))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step, (characters, weights) in enumerate(batches):
+        logits = model(characters[:, :-1], weights)
+        loss = functional.cross_entropy(logits.flatten(0, 1), characters[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if rank == 0:
+            print(f"step {step} loss {loss.item():.3f}", flush=True)  # noqa: T201 - it is a training script
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

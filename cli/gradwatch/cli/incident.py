@@ -1,0 +1,45 @@
+"""`gradwatch incident ID`: one incident, as a person would tell it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from gradwatch.cli import options, paths
+
+
+def incident(
+    incident_id: Annotated[str, typer.Argument(metavar="ID", help="From `gradwatch incidents`.")],
+    url: options.Url = None,
+    state_dir: options.StateDir = None,
+    json: options.Json = False,
+) -> None:
+    """Tell one incident: who was first and where, who was clean, what is not known."""
+    from gradwatch.cli import output
+    from gradwatch.cli.source import open_source
+
+    source = open_source(url, paths.state_dir(state_dir))
+    document = source.incident(incident_id)
+    if json:
+        output.print_json(document)
+        return
+    typer.echo(f"Incident {document['id']} of job {document['job']}: {_condition(document)}")
+    typer.echo("")
+    for sentence in document["verdict"]:
+        typer.echo(f"  {sentence}")
+    if document["origins"]:
+        typer.echo("")
+        output.print_table(_COLUMNS, [_row(origin) for origin in document["origins"]])
+
+
+_COLUMNS = ["rank", "node", "step", "round", "phase", "parameter", "value", "count", "position"]
+
+
+def _row(origin: dict[str, Any]) -> list[object]:
+    return [origin[column if column != "position" else "backward_position"] for column in _COLUMNS]
+
+
+def _condition(document: dict[str, Any]) -> str:
+    """Its status with the time that goes with it."""
+    status = document["status"]
+    at = document.get({"confirmed": "confirmed_at", "closed": "closed_at"}.get(status, "opened_at"))
+    return f"{status}, {at}" if at else str(status)

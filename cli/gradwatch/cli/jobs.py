@@ -1,0 +1,31 @@
+"""`gradwatch jobs`: the jobs a collector knows."""
+
+import typer
+
+from gradwatch.cli import options, paths
+
+
+def jobs(url: options.Url = None, state_dir: options.StateDir = None, json: options.Json = False) -> None:
+    """List the jobs."""
+    from gradwatch.cli import output
+    from gradwatch.cli.source import open_source
+
+    found = open_source(url, paths.state_dir(state_dir)).jobs()
+    if json:
+        output.print_json(found)
+        return
+    if not found:
+        typer.echo("no job has reported yet")
+        return
+    rows = [
+        [
+            job["job"],
+            job["status"],
+            f"{job['ranks_watched']} of {'?' if job['world_size'] is None else job['world_size']}",
+            job["step"],
+            len(job["incidents"]) + job["incidents_left_out"],
+            job["last_seen"],
+        ]
+        for job in found
+    ]
+    output.print_table(["job", "status", "ranks watched", "step", "incidents", "last seen"], rows)

@@ -1,0 +1,1 @@
+"""`gradwatch run`: the parent of a watched command."""

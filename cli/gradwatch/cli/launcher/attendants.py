@@ -1,0 +1,127 @@
+"""The launcher's own children: a sidecar, and a collector where there is none to use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from gradwatch.cli.launcher import collector_state
+from gradwatch.cli.launcher.environment import for_child
+from gradwatch.cli.launcher.processes import send
+from gradwatch.cli.launcher.supervise import Supervised
+
+if TYPE_CHECKING:
+    from gradwatch.cli.launcher.config import RunConfig
+    from gradwatch.cli.launcher.processes import Processes
+    from gradwatch.cli.launcher.spools import RunSpool
+    from gradwatch.collector.statedir import CollectorInfo
+
+_LOOK_SECONDS = 0.25
+
+
+class Attendants:
+    """Keeps the sidecar and the embedded collector running.
+
+    Args:
+        config: the run's.
+        spool: what the sidecar ships; their logs lie there too.
+        processes: starts and reaps them.
+    """
+
+    def __init__(self, config: RunConfig, spool: RunSpool, processes: Processes) -> None:
+        self._config = config
+        self._spool = spool
+        self._processes = processes
+        self._sidecar = Supervised(self._start_sidecar, processes.exit_status)
+        self._collector = Supervised(self._start_collector, processes.exit_status)
+        self._held = False
+        self._look_at = 0.0
+        self._drain_until: float | None = None
+        self._told_to_drain = False
+        self._drained = False
+
+    @property
+    def collector(self) -> CollectorInfo | None:
+        """The collector of the state folder, once it has written down where it listens."""
+        return collector_state.ready(self._config.state_dir)
+
+    @property
+    def pids(self) -> set[int]:
+        """Their process ids."""
+        return {child.pid for child in (self._sidecar, self._collector) if child.pid is not None}
+
+    @property
+    def drained(self) -> bool:
+        """Whether the sidecar has ended by itself after it was told to drain."""
+        return self._drained
+
+    def tick(self, now: float) -> None:
+        """Start what is missing. To be called often.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if self._config.collector is None:
+            self._tick_collector(now)
+        self._tick_sidecar(now)
+
+    def drain(self, until: float) -> None:
+        """Tell the sidecar to ship the rest by the monotonic time `until`, and then to end."""
+        self._spool.forget_leftover()
+        self._drain_until = until
+        self._told_to_drain = self._sidecar.pid is not None
+        if self._sidecar.pid is not None:
+            send(self._sidecar.pid, signal.SIGTERM)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Tell both to end."""
+        for pid in self.pids:
+            send(pid, number)
+
+    def _tick_collector(self, now: float) -> None:
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._held = collector_state.is_held(self._config.state_dir)
+        # One that another run has started, or the user, does as well; we take over when it goes.
+        self._collector.tick(now, wanted=not self._held)
+
+    def _tick_sidecar(self, now: float) -> None:
+        was_running = self._sidecar.running
+        self._sidecar.tick(now, wanted=self._drain_until is None)
+        if self._drain_until is None or self._sidecar.running or self._drained:
+            return
+        # It ended. By itself, or was it killed before it was done?
+        if was_running and self._told_to_drain and (self._sidecar.last_exit or 0) >= 0:
+            self._drained = True
+        elif now < self._drain_until:
+            self._told_to_drain = True
+            self._sidecar.tick(now, wanted=True)
+
+    def _start_sidecar(self) -> int:
+        arguments = ["sidecar", "--spool", self._spool.folder, "--state-dir", self._config.state_dir]
+        arguments += ["--job", self._config.job, "--parent", os.getpid()]
+        arguments += ["--drain-timeout", self._config.drain_seconds]
+        if self._config.collector is not None:
+            arguments += ["--collector", self._config.collector]
+        if self._drain_until is not None:
+            arguments += ["--drain"]
+        return self._start("sidecar.log", arguments)
+
+    def _start_collector(self) -> int:
+        arguments: list[object] = [
+            "collector",
+            "--state-dir",
+            self._config.state_dir,
+            "--parent",
+            os.getpid(),
+        ]
+        if self._config.http is not None:
+            arguments += ["--http", self._config.http]
+        return self._start("collector.log", arguments)
+
+    def _start(self, log: str, arguments: list[object]) -> int:
+        command = [sys.executable, "-m", "gradwatch.cli", *map(str, arguments)]
+        folder = self._spool.folder
+        return self._processes.start_child(command, for_child(os.environ), folder, folder / log)

@@ -1,0 +1,63 @@
+"""The job as the collector's status document describes it: the launcher's one reader of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class JobView:
+    """What the launcher needs to know of its job.
+
+    Attributes:
+        generations: how many generations the job has had.
+        attempts: how many attempts the present generation has had.
+        world_size: None until a rank has said so.
+        watched: how many ranks of the present attempt are, or until their end were, watched.
+        unwatched: (rank or None, reason) of each process that trains unwatched.
+        dropped: what was not recorded, by reason.
+        faults: parts of the probe that switched themselves off, with how many processes.
+        incidents: of this run, as in the JSON API, oldest first.
+        decisions: as in the JSON API.
+        overhead: as in the JSON API.
+    """
+
+    generations: int = 1
+    attempts: int = 1
+    world_size: int | None = None
+    watched: int = 0
+    unwatched: tuple[tuple[int | None, str], ...] = ()
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    faults: dict[str, int] = dataclasses.field(default_factory=dict)
+    incidents: tuple[dict[str, Any], ...] = ()
+    decisions: tuple[dict[str, Any], ...] = ()
+    overhead: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank is watched."""
+        return self.world_size is not None and self.watched >= self.world_size
+
+
+def parse(data: bytes) -> JobView | None:
+    """Read a status document; None when it is not one."""
+    try:
+        document = json.loads(data)
+        run = document["run"]
+        return JobView(
+            generations=document["generation"] + 1,
+            attempts=(document["attempt"] or 0) + 1,
+            world_size=document["world_size"],
+            watched=document["ranks_watched"],
+            unwatched=tuple((one["rank"], str(one["reason"])) for one in document["unwatched"]),
+            dropped=dict(document["dropped"]),
+            faults=dict(document["faults"]),
+            # A job of that name may have run before.
+            incidents=tuple(incident for incident in document["incidents"] if incident["run"] == run),
+            decisions=tuple(document["decisions"]),
+            overhead=dict(document["overhead"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,63 @@
+"""The report of a run: what `--report FILE` writes when the job has ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.agent.sidecar.cursor import replace_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gradwatch.cli.launcher.job_view import JobView
+    from gradwatch.cli.launcher.watch import Coverage
+
+
+class EndedBy(str, enum.Enum):
+    """What ended a run. Tells an exit code of ours from the same one of the command's."""
+
+    COMMAND = "command"
+    SIGNAL = "signal"
+    NOT_FOUND = "not_found"
+    NOT_EXECUTABLE = "not_executable"
+    REQUIRE_WATCH = "require_watch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a run ended: the launcher's exit code, and what decided it."""
+
+    exit_code: int
+    ended_by: EndedBy
+
+
+def build(
+    job: str, ending: Ending, covered: Coverage, view: JobView | None, warnings: list[str]
+) -> dict[str, Any]:
+    """The report as a JSON document."""
+    incidents = [] if view is None else list(view.incidents)
+    return {
+        "job": job,
+        "exit_code": ending.exit_code,
+        "ended_by": ending.ended_by.value,
+        "generations": 1 if view is None else view.generations,
+        "attempts": 1 if view is None else view.attempts,
+        "ranks_watched": covered.watched,
+        "world_size": covered.world_size,
+        "incidents": incidents,
+        "decisions": [] if view is None else list(view.decisions),
+        "overhead": {} if view is None else view.overhead,
+        "warnings": warnings,
+    }
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Replace the file in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode())

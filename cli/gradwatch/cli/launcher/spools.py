@@ -1,0 +1,112 @@
+"""The run's own folder: made before the command starts, removed when all of it is shipped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.journal import Journal
+from gradwatch.agent.sidecar import cleanup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class SpoolUnusableError(Exception):
+    """Nothing can be written where the probe would have to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leftover:
+    """What the sidecar could not ship."""
+
+    journals: int
+    unread_bytes: int
+
+
+class RunSpool:
+    """The spool of one run, with the launcher's journal open in it.
+
+    Args:
+        state_dir: the state folder; made if absent.
+        run_id: the folder's name in it.
+        job: the job's name.
+        generation: of the job.
+        command: as the user gave it.
+
+    Raises:
+        SpoolUnusableError: it cannot be made, or not be written.
+    """
+
+    def __init__(
+        self, state_dir: Path, run_id: str, *, job: str, generation: int, command: tuple[str, ...]
+    ) -> None:
+        self.folder = state_dir / "spool" / run_id
+        self._launch = spool.new_incarnation()
+        self._about = {"job": job, "generation": generation, "launch": self._launch}
+        try:
+            self.folder.mkdir(parents=True)
+            self._journal = Journal(self.folder, spool.launch_journal_name(self._launch))
+        except OSError as error:
+            raise SpoolUnusableError(f"cannot write {self.folder}: {error.strerror or error}") from error
+        started = {"node": platform.node() or "unknown", "pid": os.getpid(), "command": list(command)}
+        if not self._journal.append("launch_started", self._about | started):
+            self._journal.close()
+            cleanup.remove_spool(self.folder)
+            reasons = ", ".join(self._journal.dropped)
+            raise SpoolUnusableError(f"cannot write {self.folder}: {reasons}")
+
+    @property
+    def launch(self) -> str:
+        """The random id of this `gradwatch run`."""
+        return self._launch
+
+    def end(self, exit_code: int, ended_by: str) -> bool:
+        """Write down how the command ended; returns whether that is in the journal."""
+        written = self._journal.append(
+            "launch_ended", self._about | {"exit_code": exit_code, "ended_by": ended_by}
+        )
+        self._journal.close()
+        return written
+
+    def autoloaded(self) -> bool:
+        """Whether any process of the job imported torch with the probe in it."""
+        return (self.folder / spool.AUTOLOADED).exists()
+
+    def status(self) -> bytes | None:
+        """The newest status document of the job, if one has arrived."""
+        try:
+            return (self.folder / spool.STATUS).read_bytes()
+        except OSError:
+            return None
+
+    def local_hellos(self) -> dict[int, int]:
+        """The ranks that began a journal here: rank -> world size. For when no collector answered."""
+        ranks = {}
+        for path in sorted(self.folder.glob("rank*.000000.jsonl")):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
+                hello: dict[str, Any] = json.loads(file.readline())["hello"]
+                ranks[int(hello["rank"])] = int(hello["world_size"])
+        return ranks
+
+    def leftover(self) -> Leftover | None:
+        """What the sidecar says it could not ship; None when it left no word."""
+        try:
+            document = json.loads((self.folder / cleanup.DRAINED).read_bytes())
+            return Leftover(int(document["journals"]), int(document["unread_bytes"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def forget_leftover(self) -> None:
+        """Remove the word of a sidecar that has been followed by another."""
+        with contextlib.suppress(OSError):
+            (self.folder / cleanup.DRAINED).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        cleanup.remove_spool(self.folder)

@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        envvar="GRADWATCH_STATE_DIR",
+        help="Where spools and the collector's data lie.",
+        show_default="~/.local/state/gradwatch",
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="GRADWATCH_URL",
+        metavar="URL",
+        help="A collector's HTTP address, such as http://127.0.0.1:7701.",
+        show_default="the collector of --state-dir",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", envvar="GRADWATCH_JSON", help="Print JSON.")]
+Parent = Annotated[
+    int | None,
+    typer.Option("--parent", envvar="GRADWATCH_PARENT", hidden=True, help="End when this process has gone."),
+]
+DrainTimeout = Annotated[
+    float,
+    typer.Option(
+        "--drain-timeout",
+        envvar="GRADWATCH_DRAIN_TIMEOUT",
+        min=0.0,
+        metavar="SECONDS",
+        help="How long to go on shipping at the end.",
+    ),
+]
+Collector = Annotated[
+    str | None,
+    typer.Option(
+        "--collector",
+        envvar="GRADWATCH_COLLECTOR",
+        metavar="HOST:PORT",
+        help="The gRPC address of a collector.",
+        show_default="one on --state-dir",
+    ),
+]

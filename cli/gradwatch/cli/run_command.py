@@ -1,0 +1,93 @@
+"""`gradwatch run`: run a command under watch."""
+
+import datetime as dt
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradwatch.cli import options, paths
+from gradwatch.cli.errors import UsageError
+
+
+def run(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="What to run.")],
+    *,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GRADWATCH_JOB",
+            help="The job's name.",
+            show_default="from Slurm, else the script and time",
+        ),
+    ] = None,
+    collector: options.Collector = None,
+    state_dir: options.StateDir = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GRADWATCH_HTTP",
+            metavar="HOST:PORT",
+            help="Where the collector that runs along serves metrics and API.",
+            show_default="127.0.0.1:7701, or a free port",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRADWATCH_REPORT", metavar="FILE", help="Write a JSON report when the job ends."
+        ),
+    ] = None,
+    require_watch: Annotated[
+        bool,
+        typer.Option(
+            "--require-watch",
+            envvar="GRADWATCH_REQUIRE_WATCH",
+            help="Exit with 2 unless every rank was watched.",
+        ),
+    ] = False,
+    drain_timeout: options.DrainTimeout = 10.0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", envvar="GRADWATCH_QUIET", help="Say only verdicts and warnings.")
+    ] = False,
+) -> None:
+    """Run a command and watch its gradients, without a change to its code.
+
+    The exit code is the command's own; 127 when it is not found, 126 when it cannot be
+    executed, 128+n when signal n ended it; 2 for wrong use.
+    """
+    if sys.platform != "linux":
+        raise UsageError(
+            f"run needs Linux, and this is {sys.platform}: start a collector and a sidecar by hand"
+        )
+    from gradwatch.cli.launcher import environment
+    from gradwatch.cli.launcher.config import RunConfig
+    from gradwatch.cli.launcher.launch import launch
+
+    source = context.get_parameter_source("job")
+    if source is not None and source.name == "ENVIRONMENT" and environment.is_nested(os.environ):
+        # An outer `gradwatch run` told its command which job that is; this is another one.
+        job = None
+    now = dt.datetime.now(dt.timezone.utc)
+    name = job or environment.default_job(command, os.environ, now, secrets.token_hex(2))
+    if job and environment.job_name(job) != job:
+        raise UsageError(f"--job: {job!r} may hold letters, digits, '.', '_' and '-' only, 128 at most")
+    raise typer.Exit(
+        launch(
+            RunConfig(
+                command=tuple(command),
+                job=name,
+                state_dir=paths.state_dir(state_dir),
+                collector=collector,
+                http=http,
+                report=None if report is None else report.absolute(),
+                require_watch=require_watch,
+                drain_seconds=drain_timeout,
+                quiet=quiet,
+            )
+        )
+    )

@@ -1,0 +1,61 @@
+"""`gradwatch sidecar`: ship a spool to a collector."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradwatch.cli import options, paths
+from gradwatch.cli.errors import CliError, UsageError
+
+
+def sidecar(
+    *,
+    spool: Annotated[
+        Path,
+        typer.Option(envvar="GRADWATCH_SPOOL", metavar="DIR", help="The folder that the probes write."),
+    ],
+    collector: options.Collector = None,
+    state_dir: options.StateDir = None,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GRADWATCH_JOB", help="Keep this job's status in the spool.", show_default="none"
+        ),
+    ] = None,
+    drain_timeout: options.DrainTimeout = 10.0,
+    drain: Annotated[
+        bool,
+        typer.Option("--drain", envvar="GRADWATCH_DRAIN", help="Ship what is there, then end."),
+    ] = False,
+    parent: options.Parent = None,
+) -> None:
+    """Ship the journals of one node to a collector. `gradwatch run` starts one by itself.
+
+    It also ships what earlier runs have left under `--state-dir`. On SIGTERM it ships the
+    rest, then ends: with 0 when the collector has everything, else with 1.
+    """
+    import asyncio
+    import logging
+
+    from gradwatch.agent.sidecar.app import SidecarConfig, SpoolTakenError, serve
+
+    if not spool.is_dir():
+        raise UsageError(f"--spool: {spool} is not a folder")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s gradwatch sidecar: %(message)s")
+    config = SidecarConfig(
+        spool=spool.absolute(),
+        state_dir=paths.state_dir(state_dir),
+        collector=collector,
+        job=job,
+        drain_seconds=drain_timeout,
+        parent=parent,
+        drain=drain,
+    )
+    try:
+        complete = asyncio.run(serve(config))
+    except SpoolTakenError as error:
+        raise UsageError(f"{error}; one is enough") from None
+    except OSError as error:
+        raise CliError(f"cannot use the spool {spool}: {error}") from None
+    raise typer.Exit(0 if complete else 1)

@@ -1,0 +1,184 @@
+"""Where the reading commands read: a live collector, else the folder it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from gradwatch.cli.errors import UnavailableError, UsageError
+from gradwatch.cli.launcher import collector_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gradwatch.collector.reader import Reader
+
+_TIMEOUT_SECONDS = 10.0
+_MANY = 10_000
+
+Document = dict[str, Any]
+
+
+class Source(Protocol):
+    """Answers with the documents of the JSON API; each call raises `UnavailableError` if it cannot."""
+
+    def jobs(self) -> list[Document]:
+        """All jobs, by name."""
+
+    def incidents(self, job: str | None) -> list[Document]:
+        """Incidents, newest first; only of `job` unless that is None."""
+
+    def incident(self, incident: str) -> Document:
+        """One incident."""
+
+    def events(self, job: str) -> list[Document]:
+        """A job's records in order of arrival."""
+
+
+def open_source(url: str | None, state_dir: Path) -> Source:
+    """Find what can answer.
+
+    Raises:
+        UnavailableError: the collector of `state_dir` is not ready yet.
+        UsageError: `url` is no HTTP URL.
+    """
+    if url is not None:
+        return Api(url)
+    if collector_state.is_held(state_dir):
+        ready = collector_state.ready(state_dir)
+        if ready is None:
+            raise UnavailableError(
+                f"the collector of {state_dir} is only just starting; try again in a second"
+            )
+        return Api(ready.http)
+    return Folder(state_dir)
+
+
+class Api:
+    """A live collector.
+
+    Args:
+        url: its HTTP address.
+
+    Raises:
+        UsageError: it is no HTTP URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--url: {url!r} is not a URL, such as http://127.0.0.1:7701")
+        self.url = url.rstrip("/")
+
+    def jobs(self) -> list[Document]:
+        """As `Source`."""
+        return list(self._get("/api/v1/jobs"))
+
+    def incidents(self, job: str | None) -> list[Document]:
+        """As `Source`."""
+        query = {"limit": str(_MANY)} if job is None else {"limit": str(_MANY), "job": job}
+        return list(self._get("/api/v1/incidents", **query))
+
+    def incident(self, incident: str) -> Document:
+        """As `Source`."""
+        return dict(self._get(f"/api/v1/incidents/{quote(incident, safe='')}"))
+
+    def events(self, job: str) -> list[Document]:
+        """As `Source`."""
+        path = f"/api/v1/jobs/{quote(job)}/events"
+        return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
+
+    def _get(self, path: str, **query: str) -> Any:
+        import httpx
+
+        try:
+            # A proxy of the environment is not meant for a collector on loopback.
+            with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+                answer = client.get(self.url + path, params=query)
+            answer.raise_for_status()
+            return answer.json()
+        except httpx.HTTPStatusError as error:
+            detail = _detail(error.response)
+            if detail is not None and error.response.status_code == httpx.codes.NOT_FOUND:
+                raise UnavailableError(detail) from None
+            reason = detail or error.response.reason_phrase
+            raise UnavailableError(f"{self.url}{path}: {error.response.status_code} {reason}") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UnavailableError(
+                f"no collector answers at {self.url}: {error}. Is it running? `gradwatch doctor` tells"
+            ) from None
+        except ValueError:
+            raise UnavailableError(f"{self.url}{path} is not JSON: is that a gradwatch collector?") from None
+
+
+class Folder:
+    """What a collector has left behind.
+
+    Args:
+        state_dir: its state folder.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
+
+    def jobs(self) -> list[Document]:
+        """As `Source`."""
+        with self._opened() as reader:
+            return [job.model_dump(mode="json") for job in reader.jobs()]
+
+    def incidents(self, job: str | None) -> list[Document]:
+        """As `Source`."""
+        with self._opened() as reader:
+            return [incident.model_dump(mode="json") for incident in reader.incidents(job=job)]
+
+    def incident(self, incident: str) -> Document:
+        """As `Source`."""
+        with self._opened() as reader:
+            found = reader.incident(incident)
+        if found is None:
+            raise UnavailableError(
+                f"no incident {incident!r} in {self._state_dir}; `gradwatch incidents` lists them"
+            )
+        return found.model_dump(mode="json")
+
+    def events(self, job: str) -> list[Document]:
+        """As `Source`."""
+        with self._opened() as reader:
+            if reader.job(job) is None:
+                raise UnavailableError(f"no job {job!r} in {self._state_dir}; `gradwatch jobs` lists them")
+
+            def page(after: int) -> list[Document]:
+                return [
+                    event.model_dump(mode="json") for event in reader.events(job, after=after, limit=_MANY)
+                ]
+
+            return _all_pages(page)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Reader]:
+        from gradwatch.collector import errors, reader
+
+        try:
+            with reader.opened(self._state_dir) as opened:
+                yield opened
+        except errors.CollectorError as error:
+            raise UnavailableError(str(error)) from None
+
+
+def _all_pages(page: Callable[[int], list[Document]]) -> list[Document]:
+    """Read on behind the last id until a page is not full."""
+    rows: list[Document] = []
+    while True:
+        more = page(rows[-1]["id"] if rows else 0)
+        rows += more
+        if len(more) < _MANY:
+            return rows
+
+
+def _detail(answer: Any) -> str | None:
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return detail if isinstance(detail, str) else None
