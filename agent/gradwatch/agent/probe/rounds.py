@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from gradwatch.agent.probe.readout import Event, Slot
 
-SLOTS = 8
+# Rounds under way on a device. A host that runs further ahead than this loses sight of rounds.
+SLOTS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +175,7 @@ class DeviceLook:
         self._ring: Ring[_Flight] = Ring(SLOTS, capacity, device, new_event)
         self._slot: Slot[_Flight] | None = None
         self._lost = lost
+        self._unseen: list[Moment] = []
 
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """See `Look.local`: nothing is known at once."""
@@ -196,7 +198,9 @@ class DeviceLook:
 
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """See `Look.arrived`."""
-        return [_landed(flight, values) for flight, values in self._ring.ready(wait=wait)]
+        unseen, self._unseen = self._unseen, []
+        landed = [_landed(flight, values) for flight, values in self._ring.ready(wait=wait)]
+        return [*landed, *(RoundResult(moment) for moment in unseen)]
 
     def _slot_for(self, moment: Moment) -> Slot[_Flight] | None:
         slot = self._slot
@@ -206,7 +210,8 @@ class DeviceLook:
             slot = None
         if slot is None:
             slot = self._ring.acquire(_Flight(moment))
-            if slot is None:
+            if slot is None and moment not in self._unseen:
+                self._unseen.append(moment)
                 self._lost("device_behind")
         self._slot = slot
         return slot

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ class Watcher:
 
     Attributes:
         rounds: reductions finished in this process, over all its models: the logical clock.
+        probe_seconds: time that the training has waited for the probe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -58,9 +60,10 @@ class Watcher:
         self._bad_streak = 0
         self._dropped: dict[str, int] = {}
         self._tag: str | None = None
-        self._probe_seconds = 0.0
+        self.probe_seconds = 0.0
         self._first_round_at: float | None = None
         self._said_unwatched = False
+        self._said_dropping = False
 
     # ------------------------------------------------------------------ models
 
@@ -188,7 +191,7 @@ class Watcher:
 
     def spent(self, seconds: float) -> None:
         """Time that the training waited for the probe."""
-        self._probe_seconds += seconds
+        self.probe_seconds += seconds
 
     # ------------------------------------------------------------------ the user's words
 
@@ -217,7 +220,7 @@ class Watcher:
             "step": self.clock.step,
             "bad_rounds": self._bad_rounds,
             "reduced_round": self._reduced_round,
-            "probe_seconds": self._probe_seconds,
+            "probe_seconds": self.probe_seconds,
             "train_seconds": 0.0 if began is None else time.perf_counter() - began,
             "dropped": _sum(self._dropped, journal.dropped),
             "faults": dict(self.fuses.counts),
@@ -247,8 +250,14 @@ class Watcher:
         atexit.register(self.finish)
 
     def _append(self, kind: str, message: dict[str, Any]) -> None:
-        if self._journal is not None:
-            self._journal.append(kind, message)
+        journal = self._journal
+        if journal is None or journal.append(kind, message) or self._said_dropping:
+            return
+        self._said_dropping = True
+        sys.stderr.write(
+            f"gradwatch: an event could not be written to {self.settings.spool} "
+            f"({', '.join(journal.dropped)}) and is lost; it is counted, and the training goes on.\n"
+        )
 
     def _settle(self, moment: Moment) -> None:
         if moment in self._under_way:

@@ -1,0 +1,102 @@
+"""The step counts update attempts, as a person would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradwatch.agent.probe.steps import StepClock
+
+
+class FakeAttempt:
+    """An optimizer, as far as the clock looks at one."""
+
+    def __init__(self, *parameters):
+        self.param_groups = [{"params": list(parameters)}]
+        self.state = {}
+
+
+@pytest.fixture
+def weight():
+    return torch.nn.Parameter(torch.zeros(2))
+
+
+def attempt(clock, optimizer, inside=()):
+    clock.enter(optimizer, optimizer)
+    for other in inside:
+        attempt(clock, other)
+    clock.leave(optimizer, optimizer)
+
+
+def test_only_the_optimizer_of_the_watched_model_counts(weight):
+    clock = StepClock()
+    clock.follow([weight])
+    attempt(clock, FakeAttempt(torch.nn.Parameter(torch.zeros(1))))
+    assert clock.step == 0
+    attempt(clock, FakeAttempt(weight))
+    assert clock.step == 1
+
+
+def test_nested_steps_count_once(weight):
+    # A ZeroRedundancyOptimizer fires the hooks of its inner optimizer as well.
+    clock = StepClock()
+    clock.follow([weight])
+    attempt(clock, FakeAttempt(weight), inside=[FakeAttempt(weight), FakeAttempt(weight)])
+    assert clock.step == 1
+
+
+def test_a_gradscaler_that_skips_is_an_attempt(weight):
+    # It never calls the optimizer's step then.
+    clock = StepClock()
+    clock.follow([weight])
+    scaler, optimizer = object(), FakeAttempt(weight)
+    clock.enter(scaler, optimizer)
+    clock.leave(scaler, optimizer)
+    assert clock.step == 1
+
+
+def test_a_step_left_by_an_exception_does_not_stop_the_count(weight):
+    clock = StepClock()
+    clock.follow([weight])
+    optimizer = FakeAttempt(weight)
+    clock.enter(optimizer, optimizer)  # and never left
+    attempt(clock, optimizer)
+    attempt(clock, optimizer)
+    assert clock.step == 2
+
+
+def loaded(weight, step):
+    optimizer = FakeAttempt(weight)
+    optimizer.state = {weight: {"step": torch.tensor(float(step))}}
+    return optimizer
+
+
+def test_a_loaded_optimizer_state_says_where_the_count_stands(weight):
+    clock = StepClock()
+    clock.follow([weight])
+    clock.state_loaded(loaded(weight, 40))
+    assert clock.step == 40
+
+
+def test_also_when_it_was_loaded_before_the_model_was_wrapped(weight):
+    clock = StepClock()
+    optimizer = loaded(weight, 40)
+    clock.state_loaded(optimizer)
+    clock.follow([weight])
+    assert clock.step == 40
+
+
+def test_the_launchers_resume_step_stands_over_the_optimizers(weight):
+    clock = StepClock(resume_step=100)
+    clock.follow([weight])
+    clock.state_loaded(loaded(weight, 40))
+    assert clock.step == 100
+
+
+def test_the_users_own_step_stands_over_all(weight):
+    clock = StepClock(resume_step=100)
+    clock.set_step(7)
+    optimizer = FakeAttempt(weight)
+    clock.follow_optimizer(optimizer)
+    attempt(clock, optimizer)
+    assert clock.step == 8
