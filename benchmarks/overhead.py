@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from benchmarks.reference import ReferenceTransformer, random_batch
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.reference import ReferenceTransformer, random_batch
 
-# Targets: issue text of the first milestone; the guard and the reduced look came with them.
 SCAN_LIMIT = {torch.float32: 1.3, torch.bfloat16: 1.5}
 SHARE_LIMIT = 0.01
 
@@ -40,7 +39,9 @@ def main(steps: int) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     if rank == 0:
-        print(f"torch {torch.__version__}, 2 ranks, gloo, 1 thread each, {steps} steps of each kind", flush=True)
+        print(
+            f"torch {torch.__version__}, 2 ranks, gloo, 1 thread each, {steps} steps of each kind", flush=True
+        )
     for dtype in (torch.float32, torch.bfloat16):
         measure(rank, dtype, steps)
     dist.barrier()
@@ -135,7 +136,9 @@ def measure(rank: int, dtype: torch.dtype, steps: int) -> None:
             f"  scan / one torch.sum pass         {scan / one_pass:.2f}  (limit {SCAN_LIMIT[dtype]})"
             f"   {scan * 1e3:.2f} ms / {one_pass * 1e3:.2f} ms"
         )
-        print(f"  probe's own share of the step     {share:.2%}  (limit {SHARE_LIMIT:.0%})   {spread(shares)}")
+        print(
+            f"  probe's own share of the step     {share:.2%}  (limit {SHARE_LIMIT:.0%})   {spread(shares)}"
+        )
         print(f"  step time, watched / unwatched    {spread(ratios)}   (median [quartiles])", flush=True)
     spool = Path(os.environ["GRADWATCH_SPOOL"])
     assert not any('"nonfinite"' in journal.read_text() for journal in spool.glob("*.jsonl"))

@@ -49,7 +49,13 @@ class inject:  # noqa: N801 - reads as a verb
 
     @staticmethod
     def nonfinite_at(
-        *, rank: int, step: int, parameter: str, value: float = float("nan"), elements: int = 1, offset: int = 0
+        *,
+        rank: int,
+        step: int,
+        parameter: str,
+        value: float = float("nan"),
+        elements: int = 1,
+        offset: int = 0,
     ) -> GradientFault:
         """A gradient element of one parameter turns to `value` before it is accumulated."""
         return GradientFault(rank, step, parameter, value, elements, offset)

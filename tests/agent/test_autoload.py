@@ -21,13 +21,19 @@ def python(code, *arguments, **env):
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GRADWATCH_")}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=clean | env, capture_output=True, text=True, check=True, cwd="/",
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
     )
 
 
 def test_torch_finds_the_entry_point():
     (entry,) = [
-        entry for entry in importlib.metadata.entry_points(group="torch.backends") if entry.name == "gradwatch"
+        entry
+        for entry in importlib.metadata.entry_points(group="torch.backends")
+        if entry.name == "gradwatch"
     ]
     assert entry.load() is autoload
 
@@ -44,7 +50,12 @@ def test_without_a_spool_it_adds_less_than_five_milliseconds(monkeypatch):
     )
     runs = [python(loading, TORCH_DEVICE_BACKEND_AUTOLOAD="0").stdout.split() for _ in range(3)]
     assert min(float(took) for took, *_ in runs) < 0.005
-    assert runs[0][1:] == ["gradwatch", "gradwatch.agent", "gradwatch.agent.probe", "gradwatch.agent.probe.autoload"]
+    assert runs[0][1:] == [
+        "gradwatch",
+        "gradwatch.agent",
+        "gradwatch.agent.probe",
+        "gradwatch.agent.probe.autoload",
+    ]
     assert timeit.timeit(autoload, number=1000) / 1000 < 0.001
 
 
@@ -72,7 +83,9 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=REPOSITORY, check=True, capture_output=True,
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
     )
     (path,) = folder.glob("*.whl")
     return path
@@ -84,15 +97,38 @@ def test_the_probe_alone_is_enough_in_a_training_image(wheel, how, tmp_path):
     target, spool = tmp_path / "target", tmp_path / "spool"
     spool.mkdir()
     if how.startswith("pip"):
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(target)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(target),
+        ]
         subprocess.run([*command, str(wheel)], check=True, capture_output=True)
     else:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
     image = tmp_path / "image"
     image.mkdir()
-    for package in ("torch", "torchgen", "functorch", "numpy", "numpy.libs", "typing_extensions.py", "sympy",
-                    "mpmath", "filelock", "networkx", "jinja2", "markupsafe", "fsspec"):
+    for package in (
+        "torch",
+        "torchgen",
+        "functorch",
+        "numpy",
+        "numpy.libs",
+        "typing_extensions.py",
+        "sympy",
+        "mpmath",
+        "filelock",
+        "networkx",
+        "jinja2",
+        "markupsafe",
+        "fsspec",
+    ):
         found = [Path(path) / package for path in sys.path if (Path(path) / package).exists()]
         if found:
             (image / package).symlink_to(found[0])
@@ -106,7 +142,10 @@ def test_the_probe_alone_is_enough_in_a_training_image(wheel, how, tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", "-c", code],
         env={"PYTHONPATH": f"{target}:{image}", "GRADWATCH_SPOOL": str(spool), "PATH": os.environ["PATH"]},
-        capture_output=True, text=True, check=False, cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(target / "gradwatch" / "agent" / "__init__.py"), "False"]

@@ -30,7 +30,9 @@ def lines(folder):
 def test_every_line_is_the_protobuf_json_mapping_of_a_record(tmp_path):
     journal = open_journal(tmp_path)
     journal.append("hello", {"incarnation": INCARNATION, "rank": 3, "world_size": 8, "job": "j"})
-    journal.append("nonfinite", {"round": 5, "gradients": [{"parameter": "w", "value": "VALUE_NAN", "count": 2}]})
+    journal.append(
+        "nonfinite", {"round": 5, "gradients": [{"parameter": "w", "value": "VALUE_NAN", "count": 2}]}
+    )
     first, second = (json_format.Parse(line, pb.Record()) for line in lines(tmp_path))
     assert (first.seq, second.seq) == (0, 1)
     assert first.hello.rank == 3

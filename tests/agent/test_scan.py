@@ -46,7 +46,12 @@ def test_nan_is_named_before_infinity_and_all_bad_elements_are_counted():
 
 
 def test_empty_and_integer_tensors_are_finite():
-    for tensor in (torch.empty(0), torch.empty(3, 0), torch.arange(5), torch.tensor([], dtype=torch.bfloat16)):
+    for tensor in (
+        torch.empty(0),
+        torch.empty(3, 0),
+        torch.arange(5),
+        torch.tensor([], dtype=torch.bfloat16),
+    ):
         assert surely_finite(tensor)
         assert examine(tensor) is None
 

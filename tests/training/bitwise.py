@@ -82,7 +82,9 @@ def register_power_sgd(ddp: DistributedDataParallel) -> None:
     ddp.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
 
-def train(rank: int, *, register: Callable[[DistributedDataParallel], None] = register_nothing, **options: Any) -> Any:
+def train(
+    rank: int, *, register: Callable[[DistributedDataParallel], None] = register_nothing, **options: Any
+) -> Any:
     """One case; what is not an option of DDP is taken out of `options` first."""
     dtype = options.pop("dtype", torch.float32)
     set_to_none = options.pop("set_to_none", True)
@@ -163,7 +165,9 @@ for as_view in (False, True):
         for kind in (torch.float32, torch.bfloat16):
             case(
                 f"plain-{kind}-view={as_view}-none={to_none}",
-                dtype=kind, gradient_as_bucket_view=as_view, set_to_none=to_none,
+                dtype=kind,
+                gradient_as_bucket_view=as_view,
+                set_to_none=to_none,
             )
         memory = {"gradient_as_bucket_view": as_view, "set_to_none": to_none}
         suffix = f"view={as_view}-none={to_none}"
@@ -172,13 +176,20 @@ for as_view in (False, True):
         case(f"find_unused-{suffix}", find_unused_parameters=True, skip_branch=True, **memory)
         case(
             f"find_unused-no_sync-{suffix}",
-            find_unused_parameters=True, skip_branch=True, micro_batches=2, **memory,
+            find_unused_parameters=True,
+            skip_branch=True,
+            micro_batches=2,
+            **memory,
         )
         case(f"join-initial-{suffix}", join=True, **memory)
         case(f"join-active-{suffix}", join=False, **memory)
         case(f"fp16-python-{suffix}", register=register_fp16, **memory)
         case(f"fp16-builtin-{suffix}", register=register_builtin_fp16, **memory)
-    case(f"allreduce-builtin-view={as_view}", register=register_builtin_allreduce, gradient_as_bucket_view=as_view)
+    case(
+        f"allreduce-builtin-view={as_view}",
+        register=register_builtin_allreduce,
+        gradient_as_bucket_view=as_view,
+    )
     case(f"user-hook-view={as_view}", register=register_raw, gradient_as_bucket_view=as_view)
     case(f"user-hook-late-view={as_view}", register=register_fp16, late=True, gradient_as_bucket_view=as_view)
     case(f"deepcopy-view={as_view}", copied=True, gradient_as_bucket_view=as_view)

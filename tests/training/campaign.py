@@ -90,7 +90,9 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def run_case(draw: random.Random, rank: int, world_size: int, steps_so_far: int, *, faulty: bool) -> dict[str, Any]:
+def run_case(
+    draw: random.Random, rank: int, world_size: int, steps_so_far: int, *, faulty: bool
+) -> dict[str, Any]:
     """One model, one optimizer, one fault or none. All ranks draw the same."""
     name = draw.choice(sorted(MODELS))
     dtype = draw.choice([torch.float32, torch.bfloat16])
@@ -102,7 +104,9 @@ def run_case(draw: random.Random, rank: int, world_size: int, steps_so_far: int,
     model = MODELS[name]().to(dtype)
     parameters = dict(model.named_parameters())
     victim = draw.choice(sorted(parameters))
-    skips = bool(options.get("find_unused_parameters")) and not victim.startswith(("unused", "body", "blocks.1"))
+    skips = bool(options.get("find_unused_parameters")) and not victim.startswith(
+        ("unused", "body", "blocks.1")
+    )
     planted_value = draw.choice(sorted(VALUES))
     fault: GradientFault = inject.nonfinite_at(
         rank=draw.randrange(world_size),
