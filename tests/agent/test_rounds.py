@@ -41,7 +41,7 @@ def moment(number):
 
 
 def bucket(*gradients):
-    return Bucket(0, list(range(len(gradients))), torch.cat([g.flatten() for g in gradients]), gradients)
+    return Bucket(0, torch.cat([g.flatten() for g in gradients]), lambda: list(enumerate(gradients)))
 
 
 def device_look(device, lost=None):

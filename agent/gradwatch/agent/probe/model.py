@@ -104,12 +104,7 @@ class WatchedModel:
             moment = self._moment = watcher.begin_round(self.root)
         findings = self.look.local(
             moment,
-            Bucket(
-                index=bucket.index(),
-                keys=[self._keys[id(parameter)] for parameter in bucket.parameters()],
-                buffer=bucket.buffer(),
-                gradients=bucket.gradients(),
-            ),
+            Bucket(bucket.index(), bucket.buffer(), lambda: self._gradients(bucket)),
             brief=watcher.brief,
         )
         if findings is not None:
@@ -205,6 +200,10 @@ class WatchedModel:
         if with_parameters:
             message["parameters"] = [info.as_message() for info in self._infos.values()]
         return message
+
+    def _gradients(self, bucket: GradBucket) -> list[tuple[int, torch.Tensor]]:
+        keys = (self._keys[id(parameter)] for parameter in bucket.parameters())
+        return list(zip(keys, bucket.gradients(), strict=True))
 
     def _group(self) -> ProcessGroup:
         ddp = self._ddp()

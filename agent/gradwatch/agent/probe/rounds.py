@@ -91,15 +91,14 @@ class Bucket:
 
     Attributes:
         index: its ordinal in the reducer.
-        keys: of its parameters, as in `Moment.order`.
         buffer: all of its memory, flat (or one sparse gradient).
-        gradients: views of it, one per parameter.
+        gradients: gives its parameters' keys, as in `Moment.order`, each with the view of the
+            buffer that is its gradient. Making the views costs more than a look at a small bucket.
     """
 
     index: int
-    keys: Sequence[int]
     buffer: torch.Tensor
-    gradients: Sequence[torch.Tensor]
+    gradients: Callable[[], list[tuple[int, torch.Tensor]]]
 
 
 class Look(Protocol):
@@ -129,7 +128,7 @@ class HostLook:
             return None if scan.is_finite(bucket.buffer) else BucketFindings(moment, bucket.index, [])
         bad = [
             BadGradient(key, finding.value, finding.count)
-            for key, gradient in zip(bucket.keys, bucket.gradients, strict=True)
+            for key, gradient in bucket.gradients()
             if (finding := scan.examine(gradient)) is not None
         ]
         return BucketFindings(moment, bucket.index, bad) if bad else None
@@ -182,7 +181,8 @@ class DeviceLook:
         del brief
         slot = self._slot_for(moment)
         if slot is not None and slot.about is not None:
-            slot.about.buckets.append((bucket.index, bucket.keys, slot.add(bucket.gradients)))
+            keys, gradients = zip(*bucket.gradients(), strict=True)
+            slot.about.buckets.append((bucket.index, keys, slot.add(gradients)))
         return None
 
     def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:

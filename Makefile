@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all that a newcomer needs; both make .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing gradwatch, torch and the development tools into $(VENV) (once, a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,dev]'
+	@touch $@
+
+.PHONY: venv
+venv: $(INSTALLED) ## Make the virtual environment
+
+.PHONY: demo
+demo: $(INSTALLED) ## Train a small GPT, corrupt one rank's data, and see who is named
+	@$(BIN)/gradwatch demo
+
+.PHONY: test
+test: $(INSTALLED) ## Run all tests, real training jobs among them
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(INSTALLED) ## Format, lint, types, layers, stubs
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@scripts/stubs.sh --check
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: stubs
+stubs: ## Make the protobuf stubs from the schema
+	@scripts/stubs.sh
+
+.PHONY: bench
+bench: $(INSTALLED) ## What watching costs, as ratios in one run (about ten minutes)
+	@$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.overhead
+
+.PHONY: campaign
+campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named right?
+	@$(BIN)/python -m tests.campaign.run
+
+.PHONY: clean
+clean: ## Remove what was made here
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
