@@ -1,10 +1,11 @@
 """Train many small models in one process group, each with one planted fault or none.
 
-usage: python -m tests.training.campaign SEED FAULTS CLEAN OUTPUT
+usage: python -m tests.training.campaign SEED FAULTS CLEAN OUTPUT [STOP_FILE]
 
 Every model trains past the 10 finite rounds that close the incident before it; the fault comes in
-its last step. OUTPUT gets what was planted, one JSON document, written by rank 0. The truth about
-the backward order is taken by hooks of this script's own.
+its last step. With STOP_FILE it goes on, model after model, until that file is there. OUTPUT gets
+what was planted, one JSON document, written by rank 0. The truth about the backward order is taken
+by hooks of this script's own.
 """
 
 from __future__ import annotations
@@ -157,21 +158,33 @@ def run_case(
     }
 
 
-def main(seed: int, faults: int, clean: int, output: Path) -> None:
+def main(seed: int, faults: int, clean: int, output: Path, stop: Path | None) -> None:
     with process_group() as rank:
         draw = random.Random(seed)
         kinds = [True] * faults + [False] * clean
         draw.shuffle(kinds)
         cases: list[dict[str, Any]] = []
         steps = 0
-        for number, faulty in enumerate(kinds):
+        while len(cases) < len(kinds) or (stop is not None and not agreed(stop)):
+            faulty = kinds[len(cases) % len(kinds)]
             cases.append(run_case(draw, rank, dist.get_world_size(), steps, faulty=faulty))
             steps += cases[-1]["steps"]
-            if rank == 0 and (number + 1) % 20 == 0:
-                print(f"world size {dist.get_world_size()}: {number + 1} of {len(kinds)} cases", flush=True)
+            if rank == 0 and len(cases) % 20 == 0:
+                print(f"world size {dist.get_world_size()}: {len(cases)} of {len(kinds)} cases", flush=True)
         if rank == 0:
             output.write_text(json.dumps(cases))
 
 
+def agreed(stop: Path) -> bool:
+    """Whether rank 0 sees the file: the ranks must end after the same model."""
+    seen = [stop.exists()]
+    dist.broadcast_object_list(seen, src=0)
+    return seen[0]
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(
+        *(int(argument) for argument in sys.argv[1:4]),
+        Path(sys.argv[4]),
+        Path(sys.argv[5]) if len(sys.argv) > 5 else None,
+    )

@@ -13,13 +13,13 @@ def events(
     state_dir: options.StateDir = None,
     json: options.Json = False,
 ) -> None:
-    """List what the processes of a job reported."""
+    """List what the processes of a job reported; with --json one record a line."""
     from gradwatch.cli import output
     from gradwatch.cli.source import open_source
 
     found = open_source(url, paths.state_dir(state_dir)).events(job)
     if json:
-        output.print_json(found)
+        output.print_json_lines(found)
         return
     rows = [
         [event["received_at"], event["attempt"], event["rank"], event["kind"], _summary(event)]

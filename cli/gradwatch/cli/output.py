@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 def print_json(document: Any) -> None:
     """Print a document for a program."""
     typer.echo(json.dumps(document, indent=2))
+
+
+def print_json_lines(documents: Iterable[Any]) -> None:
+    """Print documents for a program, one a line."""
+    for document in documents:
+        typer.echo(json.dumps(document))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
