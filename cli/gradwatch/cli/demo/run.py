@@ -87,10 +87,34 @@ def run_demo(seed: int, display: Display) -> Outcome:
         folder = Path(name)
         shards.write(folder, planted, seed)
         with _collector(folder) as url:
-            report = _train(folder, display)
-            metrics = [line for line in _scrape(url).splitlines() if _SHOWN_METRICS.match(line)]
+            watched = _Scraping(display, url)
+            report = _train(folder, watched)
+            # While the incident is open if it could be had, since then a gauge names the rank.
+            scraped = watched.at_verdict or _scrape(url)
+            metrics = [line for line in scraped.splitlines() if _is_shown(line)]
     incidents = report["incidents"]
     return Outcome(planted, incidents[0] if incidents else None, report, f"{url}/metrics", metrics)
+
+
+class _Scraping:
+    """A display that scrapes the metrics when the verdict is told."""
+
+    def __init__(self, display: Display, url: str) -> None:
+        self.at_verdict = ""
+        self._display = display
+        self._url = url
+
+    def step(self, step: int, loss: str) -> None:
+        self._display.step(step, loss)
+
+    def line(self, text: str) -> None:
+        self._display.line(text)
+        if text.startswith("gradwatch: incident "):
+            self.at_verdict = _scrape(self._url)
+
+
+def _is_shown(line: str) -> bool:
+    return _SHOWN_METRICS.match(line) is not None and not line.endswith(" 0.0")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,64 @@
+"""Real training jobs under `gradwatch run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.cli.command import Result, finish, start
+from tests.ranks import REPOSITORY, free_port
+
+SCRIPTS = Path(__file__).parent / "scripts"
+PYTHON_BIN = Path(sys.executable).parent
+FIRST_PARAMETER = "2.weight"
+
+
+class Job:
+    """One job in a state folder of its own, unless another is given.
+
+    Args:
+        folder: for its report.
+        command: what is run.
+        state_dir: where collector and spools are.
+        flags: more arguments of `gradwatch run`.
+        env: steers the script.
+    """
+
+    def __init__(
+        self, folder: Path, command: list[object], *flags: object, state_dir: Path | None = None, **env: str
+    ) -> None:
+        self.state_dir = state_dir or folder / "state"
+        self._report = folder / f"report-{free_port()}.json"
+        arguments = ["--state-dir", self.state_dir, "--report", self._report, *flags, "--", *command]
+        self.process = start("run", *arguments, PYTHONPATH=str(REPOSITORY), **env)
+
+    def finish(self, timeout: float = 200) -> Result:
+        """Wait for its end."""
+        return finish(self.process, timeout)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `--report` wrote."""
+        return json.loads(self._report.read_text())
+
+
+def torchrun(script: str, ranks: int = 2, *flags: str) -> list[object]:
+    """A torchrun command, on a port of its own."""
+    return [
+        PYTHON_BIN / "torchrun",
+        "--nproc-per-node",
+        ranks,
+        "--master-port",
+        free_port(),
+        *flags,
+        SCRIPTS / f"{script}.py",
+    ]
+
+
+def verdict(report: dict[str, Any]) -> tuple[object, ...]:
+    """(rank, step, parameter) of the report's only incident."""
+    (incident,) = report["incidents"]
+    first = incident["first"]
+    return first["rank"], first["step"], first["parameter"]

@@ -1,0 +1,94 @@
+"""Scripts that never heard of gradwatch: the culprit is named."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.cli.command import child_of, gradwatch, processes_with, spools, until
+from tests.e2e.jobs import FIRST_PARAMETER, PYTHON_BIN, SCRIPTS, Job, torchrun, verdict
+from tests.ranks import free_port
+
+pytestmark = pytest.mark.e2e
+
+
+def test_torchrun(tmp_path):
+    job = Job(tmp_path, torchrun("ddp", 3), BAD_RANK="1", BAD_STEPS="4")
+    result = job.finish()
+    assert result.returncode == 0
+    assert verdict(job.report) == (1, 4, FIRST_PARAMETER)
+    (incident,) = job.report["incidents"]
+    assert (incident["status"], incident["tie"]) == ("closed", False)
+    assert (incident["clean_ranks"], incident["unknown_ranks"]) == ([0, 2], [])
+    assert (job.report["ranks_watched"], job.report["world_size"], job.report["warnings"]) == (3, 3, [])
+    assert job.report["overhead"]["ratio"] >= 0
+    # What a watched process must not have loaded.
+    assert sorted(result.stdout.splitlines()) == [f"rank {rank} loaded []" for rank in range(3)]
+    # Three lines and the verdict.
+    assert len(result.ours) == 4
+    assert "watching 3 of 3 ranks" in result.stderr
+    assert any("Rank 1" in line and FIRST_PARAMETER in line and "step 4" in line for line in result.ours)
+    assert not spools(job.state_dir)
+    assert not processes_with(str(tmp_path))
+    # And the reading commands tell it without a collector.
+    told = gradwatch("incident", incident["id"], "--state-dir", job.state_dir).stdout
+    assert "Rank 1" in told
+    assert FIRST_PARAMETER in told
+
+
+def test_a_healthy_run_says_three_lines_and_reports_no_incident(tmp_path):
+    job = Job(tmp_path, torchrun("ddp"), "--require-watch")
+    result = job.finish()
+    assert result.returncode == 0
+    assert job.report["incidents"] == []
+    assert len(result.ours) == 3
+    assert "2 of 2 ranks watched, no incident, overhead" in result.ours[-1]
+
+
+def test_accelerate(tmp_path):
+    command = [PYTHON_BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", 2]
+    command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", free_port(), SCRIPTS / "with_accelerate.py"]
+    job = Job(tmp_path, command, BAD_RANK="1", BAD_STEPS="3")
+    assert job.finish().returncode == 0
+    assert verdict(job.report) == (1, 3, FIRST_PARAMETER)
+
+
+def test_spawned_children(tmp_path):
+    job = Job(tmp_path, [sys.executable, SCRIPTS / "spawn.py", free_port()], BAD_RANK="0", BAD_STEPS="5")
+    assert job.finish().returncode == 0
+    assert verdict(job.report) == (0, 5, FIRST_PARAMETER)
+
+
+def test_two_jobs_at_once_on_one_collector(tmp_path):
+    first = Job(tmp_path, torchrun("ddp"), "--job", "a", BAD_RANK="0", BAD_STEPS="3", PAUSE="0.2")
+    second = Job(
+        tmp_path,
+        torchrun("ddp"),
+        "--job",
+        "b",
+        state_dir=first.state_dir,
+        BAD_RANK="1",
+        BAD_STEPS="6",
+        PAUSE="0.2",
+    )
+    until(lambda: child_of(second.process.pid, "sidecar"))
+    assert (child_of(first.process.pid, "collector") is None) != (
+        child_of(second.process.pid, "collector") is None
+    )
+    for job in (first, second):
+        assert job.finish().returncode == 0
+    assert verdict(first.report) == (0, 3, FIRST_PARAMETER)
+    assert verdict(second.report) == (1, 6, FIRST_PARAMETER)
+
+
+def test_a_job_that_torchrun_restarts(tmp_path):
+    job = Job(
+        tmp_path, torchrun("ddp", 2, "--max-restarts=1"), FAIL="first_attempt", BAD_RANK="1", BAD_STEPS="5"
+    )
+    assert job.finish().returncode == 0
+    assert verdict(job.report) == (1, 5, FIRST_PARAMETER)
+    assert job.report["attempts"] == 2
+    assert job.report["incidents"][0]["attempt"] == 1
+    assert job.report["warnings"] == []
