@@ -113,3 +113,19 @@ def test_of_two_models_in_one_process_the_bad_one_is_named(tmp_path):
     bad = next(record["nonfinite"] for record in records[1][0] if "nonfinite" in record)
     assert (bad["root"], bad["step"], bad["round"]) == (1, 3, 6)
     assert not any("nonfinite" in record and record["nonfinite"]["round"] < 8 for record in records[0][0])
+
+
+def test_what_is_read_out_late_is_told_as_of_its_own_time(tmp_path):
+    _results, records, weights = run("device_look", tmp_path)
+    assert same_bits(weights, weights_without_us("device_look", tmp_path))
+    bad = next(record["nonfinite"] for record in records[1][0] if "nonfinite" in record)
+    assert (bad["step"], bad["round"]) == (9, 9)
+    first = bad["gradients"][0]
+    assert (first["parameter"], first["value"], first["backward_position"]) == ("2.bias", "VALUE_NAN", 0)
+    assert "count" not in first
+    for rank in (0, 1):
+        told = progress(tmp_path, rank)
+        assert (told["round"], told["reduced_round"], told["last_bad_round"]) == (12, 12, 11)
+        assert (told["faults"], told["dropped"]) == ({}, {})
+    clean = [record["nonfinite"]["round"] for record in records[0][0] if "nonfinite" in record]
+    assert min(clean) == 10, "rank 0 was clean until the update"

@@ -154,6 +154,30 @@ def two_models() -> Any:
     return first.state_dict()
 
 
+def device_look() -> Any:
+    """Read out as from a device whose events pass three questions late."""
+    if os.environ.get("GRADWATCH_SPOOL"):
+        from gradwatch.agent.probe import model, rounds
+
+        class LateEvent:
+            asked = 0
+
+            def record(self) -> None:
+                self.asked = 0
+
+            def query(self) -> bool:
+                self.asked += 1
+                return self.asked > 3
+
+            def synchronize(self) -> None:
+                self.asked = 4
+
+        model.WatchedModel._choose_look = lambda self, device, parameters: rounds.DeviceLook(
+            2 * parameters, device, LateEvent, self._watcher.drop
+        )
+    return train(DistributedDataParallel(net(), bucket_cap_mb=0.0005), 12, nan_at=9)
+
+
 def main(name: str, output: str) -> None:
     scenarios: dict[str, Any] = {
         "full_disk": full_disk,
@@ -161,6 +185,7 @@ def main(name: str, output: str) -> None:
         "deepcopied": deepcopied,
         "forked_child": forked_child,
         "two_models": two_models,
+        "device_look": device_look,
         "explicit_before": lambda: explicit("before"),
         "explicit_after": lambda: explicit("after"),
     }

@@ -73,6 +73,7 @@ class WatchedModel:
             key = watcher.arrivals.new_key()
             self._infos[key] = info
             self._keys[id(parameter)] = key
+        self._on_cuda = ddp.device.type == "cuda"
         self.look = self._choose_look(ddp.device, len(self._infos))
 
     def follow_arrivals(self) -> None:
@@ -212,12 +213,12 @@ class WatchedModel:
         return ddp.process_group  # type: ignore[no-any-return]
 
     def _choose_look(self, device: torch.device, parameters: int) -> Look:
-        if device.type != "cuda":
+        if not self._on_cuda:
             return HostLook()
         return DeviceLook(_VALUES_PER_PARAMETER * parameters, device, torch.cuda.Event, self._watcher.drop)
 
     def _capturing(self) -> bool:
-        return isinstance(self.look, DeviceLook) and torch.cuda.is_current_stream_capturing()
+        return self._on_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _on_arrival(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:

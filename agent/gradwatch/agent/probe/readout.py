@@ -123,6 +123,11 @@ class Ring(Generic[T]):
         slot.close()
         self._closed.append(slot)
 
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a slot that `ready` has not handed out."""
+        return bool(self._closed)
+
     def ready(self, *, wait: bool = False) -> list[tuple[T, list[float]]]:
         """What has arrived, oldest first; with `wait`, all of it.
 

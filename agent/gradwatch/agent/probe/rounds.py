@@ -116,6 +116,10 @@ class Look(Protocol):
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """Rounds whose read-out has arrived since, oldest first."""
 
+    @property
+    def under_way(self) -> bool:
+        """Whether `arrived` has more to give."""
+
 
 class HostLook:
     """For gradients in host memory: one pass over the bucket, exact looks only on a hit."""
@@ -142,6 +146,11 @@ class HostLook:
         """Nothing is ever under way."""
         del wait
         return []
+
+    @property
+    def under_way(self) -> bool:
+        """Nothing is."""
+        return False
 
 
 @dataclass
@@ -201,6 +210,11 @@ class DeviceLook:
         unseen, self._unseen = self._unseen, []
         landed = [_landed(flight, values) for flight, values in self._ring.ready(wait=wait)]
         return [*landed, *(RoundResult(moment) for moment in unseen)]
+
+    @property
+    def under_way(self) -> bool:
+        """See `Look.under_way`."""
+        return bool(self._unseen) or self._ring.under_way
 
     def _slot_for(self, moment: Moment) -> Slot[_Flight] | None:
         slot = self._slot

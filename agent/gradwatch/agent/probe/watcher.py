@@ -52,6 +52,7 @@ class Watcher:
         self._claim: int | None = None
         self._journal: Journal | None = None
         self._models: list[WatchedModel] = []
+        self._departed: list[WatchedModel] = []
         self._under_way: list[Moment] = []
         self._reduced_round = 0
         self._last_bad_round: int | None = None
@@ -101,6 +102,8 @@ class Watcher:
             return
         was_first = self._models[0] is model
         self._models.remove(model)
+        # Its read-outs may still be under way.
+        self._departed.append(model)
         if was_first and self._models:
             self.clock.follow(self._models[0].parameters())
 
@@ -161,6 +164,7 @@ class Watcher:
         """
         self.rounds += 1
         self.arrivals.forget_passes()
+        self._departed = [model for model in self._departed if not self._is_read_out(model)]
         if seen:
             self._settle(moment)
             self.write_progress()
@@ -234,7 +238,7 @@ class Watcher:
     def finish(self) -> None:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
-            for model in self._models:
+            for model in [*self._departed, *self._models]:
                 self.landed(model, model.look.arrived(wait=True))
             self.write_progress()
         except Exception as error:
@@ -258,6 +262,10 @@ class Watcher:
             f"gradwatch: an event could not be written to {self.settings.spool} "
             f"({', '.join(journal.dropped)}) and is lost; it is counted, and the training goes on.\n"
         )
+
+    def _is_read_out(self, model: WatchedModel) -> bool:
+        self.landed(model, model.look.arrived())
+        return not model.look.under_way
 
     def _settle(self, moment: Moment) -> None:
         if moment in self._under_way:

@@ -1,0 +1,36 @@
+"""On a device: no synchronisation of the host, the same weights, and the bad gradient named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.agent.test_bitwise import same_bits
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+
+def test_watching_never_synchronises_and_changes_no_bit(tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    run_ranks("tests.training.cuda", 1, [str(tmp_path / "without")])
+    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with")], spool=spool)
+    assert same_bits(torch.load(tmp_path / "without"), torch.load(tmp_path / "with"))
+    (progress,) = spool.glob("*.progress")
+    told = json.loads(progress.read_text())
+    assert (told["round"], told["reduced_round"], told["faults"], told["dropped"]) == (60, 60, {}, {})
+
+
+def test_a_bad_gradient_on_the_device_is_read_out_and_named(tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with"), "30"], spool=spool)
+    (journal,) = spool.glob("*.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    bad = next(record["nonfinite"] for record in records if "nonfinite" in record)
+    assert (bad["step"], bad["round"]) == (30, 30)
+    assert bad["gradients"][0]["parameter"] == "2.bias"
+    assert bad["gradients"][0]["backward_position"] == 0
