@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from benchmarks.reference import ReferenceTransformer, random_batch
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.reference import ReferenceTransformer, random_batch
 
 SCAN_LIMIT = {torch.float32: 1.3, torch.bfloat16: 1.5}
 SHARE_LIMIT = 0.01

@@ -1,0 +1,1 @@
+"""The one schema of Gradwatch and the stubs made from it."""
