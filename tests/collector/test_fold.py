@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gradwatch.collector import document
 from gradwatch.collector import observations as obs
-from gradwatch.collector.model import State, faults_of
+from gradwatch.collector.model import State, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from tests.collector.history import (
     NOW,
@@ -194,3 +195,37 @@ def test_a_launcher_that_was_killed_has_ended_too():
     told.tell(progress("l", 0, 1, ended=True))
     assert told.job.launches["l"].ended_by == "lost"
     assert told.job.launches["l"].exit_code is None
+
+
+def test_what_an_earlier_run_ships_late_takes_nobodys_place():
+    told = Told().tell(batch("l", 0, launch_started())).hellos(2)
+    told.tell(
+        batch("old", 0, launch_started("old"), launch_ended("old", exit_code=9)),
+        batch("o0", 0, hello(0, 1, attempt_key="old"), nonfinite(3)),
+        progress("o0", 4, 2, bad_rounds=1, ended=True),
+    )
+    assert told.rank("r0").attempt == told.job.current
+    assert [*told.job.launches] == ["l"]
+    # What it has to say is not lost.
+    assert told.incident.attempt.number == 1
+    assert told.incident.status is Status.CLOSED
+    # A restart does take its place, though it ends at once as well.
+    told.tell(progress("r0", 9, 1, ended=True), progress("r1", 9, 1, ended=True))
+    told.tell(batch("s0", 0, hello(0, 2, attempt_key="k2")), progress("s0", 1, 1, ended=True))
+    assert told.rank("s0").attempt == told.job.current
+
+
+def test_a_runs_document_counts_its_own_drops():
+    told = Told().tell(batch("l", 0, launch_started())).hellos(1)
+    told.tell(batch("r0", 1, hello(0, 1)), progress("r0", 1, 2, dropped={"disk_full": 2}, faults={"scan": 1}))
+    told.tell(batch("l", 1, launch_ended()))
+    told.tell(batch("m", 0, launch_started("m")), batch("s0", 0, hello(0, 1, attempt_key="k2"), hello(0, 1)))
+    now = document.job(told.state, "j")
+    assert (now.dropped, now.faults, now.attempts) == ({"repeated_hello": 1}, {}, 1)
+    assert told.job.dropped == {"repeated_hello": 2}
+
+
+def test_a_progress_that_only_says_that_the_process_is_gone_says_that():
+    told = Told().hellos(1).tell(progress("r0", 9, 1))
+    told.tell(progress("r0", 0, 0, ended=True))
+    assert (told.rank("r0").progress.round, told.rank("r0").progress.ended) == (9, True)

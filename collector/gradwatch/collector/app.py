@@ -17,6 +17,7 @@ import uvicorn
 
 from gradwatch.collector import statedir
 from gradwatch.collector.api import new_app
+from gradwatch.collector.board import Board
 from gradwatch.collector.engine import Engine
 from gradwatch.collector.errors import BindError, NotLoopbackError, PortTakenError, StateDirError
 from gradwatch.collector.model import FoldConfig
@@ -99,7 +100,8 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
             Store.in_file(config.state_dir / statedir.DATABASE),
             FoldConfig(confirm_timeout=config.confirm_timeout),
         )
-        grpc_server = GrpcServer(engine)
+        board = Board(engine)
+        grpc_server = GrpcServer(engine, board)
         # Lets go of the port if what follows fails.
         stack.push_async_callback(grpc_server.stop)
         grpc_port = _with_fallback(grpc_address, config.grpc is not None, grpc_server.bind)
@@ -108,6 +110,7 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         http_url = f"http://{_Address(http_address.host, http_socket.getsockname()[1])}"
 
         await stack.enter_async_context(engine.running())
+        await stack.enter_async_context(board.running())
         await stack.enter_async_context(_serving_http(engine, http_socket))
         await grpc_server.start(http_url)
         stack.push_async_callback(grpc_server.stop)

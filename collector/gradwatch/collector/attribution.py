@@ -14,7 +14,7 @@ from gradwatch.collector.observations import Phase
 from gradwatch.collector.sentences import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gradwatch.collector.model import Evidence, RankState
 
@@ -41,26 +41,17 @@ def cause_of(phase: Phase | None) -> Cause | None:
     return None if phase is None else _CAUSE_OF_PHASE[phase]
 
 
-def attribute(evidence: Evidence, standings: Sequence[UnknownReason | None]) -> Verdict:
+def attribute(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
     """Name the origins, the clean and the unknown.
 
     Args:
         evidence: the incident's.
-        standings: of each rank of the attempt, by rank, as seen from the evidence's first
-            round: why it is unknown, or None.
+        clean: ranks that were clean in its first round, in order.
+        unknown: ranks of which that is not known, and why. Origins are in neither.
     """
     origins = sorted(evidence.earliest.values(), key=lambda sighting: (*position(sighting), sighting.rank))
     first = origins[0]
     tie = len(origins) > 1 and position(origins[1]) == position(first)
-    clean, unknown = [], {}
-    for rank, reason in enumerate(standings):
-        # An origin is known to be bad, however far it came.
-        if rank in evidence.earliest:
-            continue
-        if reason is None:
-            clean.append(rank)
-        else:
-            unknown[rank] = reason
     contaminated = tuple(sorted(evidence.contaminated))
     return Verdict(
         cause=cause_of(first.phase),

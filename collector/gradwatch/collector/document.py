@@ -39,11 +39,14 @@ def job(state: State, name: str) -> schema.JobDocument:
     conditions = rank_conditions(state, known)
     exit_code, ended_by = _outcome(known.launches.values())
     rounds = [rank.progress.round for rank in ranks if rank.progress is not None]
-    journals = [journal for journal in state.journals.values() if journal.job == name]
+    journals = [
+        journal for journal in state.journals.values() if journal.job == name and journal.run == known.run
+    ]
     return schema.JobDocument(
         job=name,
         generation=known.generation,
         attempt=None if current is None else current.id.number,
+        attempts=_attempts(state, known),
         run=known.run,
         status="ended" if is_over(known, current, state.journals) else "running",
         world_size=None if current is None else current.world_size,
@@ -59,7 +62,7 @@ def job(state: State, name: str) -> schema.JobDocument:
         incidents=[incident(value) for value in incidents_of(state, known)],
         incidents_left_out=0,
         decisions=[],
-        dropped=dropped(known, journals),
+        dropped=dropped(_since(known.dropped, known.dropped_earlier), journals),
         faults=_sum(faults_of(journal) for journal in journals),
         unwatched=[
             schema.UnwatchedDocument(node=one.node, pid=one.pid, rank=one.rank, reason=one.reason)
@@ -192,12 +195,12 @@ def overhead(ranks: Iterable[RankState]) -> schema.OverheadDocument:
     )
 
 
-def dropped(job: JobState, journals: Sequence[Journal]) -> dict[str, int]:
-    """What was dropped, by reason: in the probes, in the sidecars and here."""
+def dropped(here: Mapping[str, int], journals: Sequence[Journal]) -> dict[str, int]:
+    """What was dropped, by reason: here, and in these journals' probes and sidecars."""
     malformed = DropReason.MALFORMED_LINE.value
     return _sum(
         [
-            job.dropped,
+            here,
             *(journal.dropped for journal in journals),
             *({malformed: journal.malformed_lines} for journal in journals if journal.malformed_lines),
         ]
@@ -236,6 +239,14 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
         batch=_batch(sighting.batch),
         operator=None,
         source=sighting.source,
+    )
+
+
+def _attempts(state: State, job: JobState) -> int:
+    """How many attempts the present generation has had in this run."""
+    return sum(
+        attempt.generation == job.generation and state.attempts[attempt].run == job.run
+        for attempt in job.attempts
     )
 
 
@@ -279,6 +290,11 @@ def _has_status(value: Incident, status: str | None) -> bool:
 
 def _time(seconds: float) -> dt.datetime:
     return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc)
+
+
+def _since(counts: Mapping[str, int], earlier: Mapping[str, int]) -> dict[str, int]:
+    grown = {key: count - earlier.get(key, 0) for key, count in counts.items()}
+    return {key: count for key, count in grown.items() if count}
 
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -35,6 +35,7 @@ class Draft:
     """
 
     def __init__(self, state: State, config: FoldConfig, now: float) -> None:
+        self._state = state
         self.config = config
         self.now = now
         self.jobs: ChainMap[str, JobState] = _over(state.jobs)
@@ -61,6 +62,10 @@ class Draft:
     def touched_jobs(self) -> list[str]:
         """The jobs that something was said about."""
         return sorted(self.jobs.maps[0].keys() | {attempt.job for attempt in self.news})
+
+    def before(self, job: str) -> JobState | None:
+        """The job as it was before the report."""
+        return self._state.jobs.get(job)
 
     def job(self, name: str, generation: int) -> JobState:
         """The job, new if nothing was heard of it before."""

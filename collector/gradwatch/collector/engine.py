@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradwatch.collector.errors import StoreError
@@ -20,7 +19,7 @@ from gradwatch.collector.model import Changes, FoldConfig, State, apply
 from gradwatch.collector.observations import DropReason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from gradwatch.collector.observations import Report
     from gradwatch.collector.store import Store
@@ -34,33 +33,6 @@ TICK_SECONDS = 1.0
 _QUEUE = 256
 
 
-@dataclass(eq=False)
-class Subscription:
-    """Wakes whoever waits for changes of some jobs.
-
-    Attributes:
-        jobs: whose changes; may be changed at any time.
-        changed: jobs that changed since it was last emptied.
-        event: set while `changed` is not empty.
-    """
-
-    jobs: set[str] = field(default_factory=set)
-    changed: set[str] = field(default_factory=set)
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def wake(self, jobs: Iterable[str]) -> None:
-        """Note that these jobs changed."""
-        self.changed |= self.jobs.intersection(jobs)
-        if self.changed:
-            self.event.set()
-
-    def take(self) -> set[str]:
-        """The jobs that changed since."""
-        changed, self.changed = self.changed, set()
-        self.event.clear()
-        return changed
-
-
 class Engine:
     """Holds the state, and is the only one to change it.
 
@@ -70,11 +42,13 @@ class Engine:
         clock: the collector's time, in seconds since the epoch.
 
     Attributes:
+        on_change: called with the names of jobs that changed.
         state: what the collector knows; replaced as a whole.
         healthy: whether the last write to the store succeeded.
     """
 
     def __init__(self, store: Store, config: FoldConfig, clock: Callable[[], float] = time.time) -> None:
+        self.on_change: Callable[[set[str]], None] = lambda _jobs: None
         self.state = State()
         self.healthy = False
         self._store = store
@@ -82,7 +56,6 @@ class Engine:
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradwatch-store")
         self._queue: asyncio.Queue[tuple[Report, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
-        self._subscriptions: set[Subscription] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -120,16 +93,6 @@ class Engine:
     async def events(self, job: str, *, after: int, limit: int) -> list[dict[str, Any]]:
         """A job's accepted records; see `Store.events`."""
         return await self._in_thread(lambda: self._store.events(job, after=after, limit=limit))
-
-    @contextlib.contextmanager
-    def subscribed(self) -> Iterator[Subscription]:
-        """Be woken by changes within the block."""
-        subscription = Subscription()
-        self._subscriptions.add(subscription)
-        try:
-            yield subscription
-        finally:
-            self._subscriptions.discard(subscription)
 
     async def _write(self) -> None:
         """Be the one writer, until told to end."""
@@ -188,9 +151,7 @@ class Engine:
             _log.info(
                 "incident %s of job %s is %s: %s", move.incident, move.job, move.status.value, move.because
             )
-        touched = _touched_jobs(changes)
-        for subscription in self._subscriptions:
-            subscription.wake(touched)
+        self.on_change(_touched_jobs(changes))
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

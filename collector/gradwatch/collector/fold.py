@@ -16,7 +16,7 @@ from gradwatch.collector.hello import admit
 from gradwatch.collector.model import Event, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
-from gradwatch.collector.runs import end_launch, lose_launch, start_launch
+from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, start_launch
 from gradwatch.collector.settle import settle
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def fold(state: State, report: obs.Report, config: FoldConfig, now: float) -> Ch
     for progress in report.progress:
         _absorb_progress(draft, progress)
     for job in draft.touched_jobs():
+        keep_the_living(draft, job)
         settle(draft, job)
     return draft.changes()
 
@@ -108,12 +109,12 @@ def _absorb_opening(
     """Take in a record that names its job: a journal can begin with it."""
     if isinstance(body, obs.Unwatched):
         _see_unwatched(draft, body)
-        return replace(journal, job=body.job, refused=None)
-    if isinstance(body, obs.LaunchStarted):
+    elif isinstance(body, obs.LaunchStarted):
         start_launch(draft, body)
     else:
         end_launch(draft, body)
-    return replace(journal, job=body.job, launch=body.launch, refused=None)
+    launch = journal.launch if isinstance(body, obs.Unwatched) else body.launch
+    return replace(journal, job=body.job, run=draft.jobs[body.job].run, launch=launch, refused=None)
 
 
 def _see_nonfinite(draft: Draft, rank: RankState, body: obs.NonFinite) -> RankState:

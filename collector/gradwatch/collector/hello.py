@@ -24,7 +24,7 @@ def admit(draft: Draft, journal: Journal, hello: Hello) -> tuple[Journal, DropRe
     job = draft.job(hello.job, hello.generation)
     # Known from here on, so that what is refused is counted for it.
     draft.jobs[job.name] = job
-    journal = replace(journal, job=job.name)
+    journal = replace(journal, job=job.name, run=job.run)
     place = _refusal(job, hello) or _place(draft, job, hello)
     if isinstance(place, DropReason):
         return replace(journal, refused=place), place

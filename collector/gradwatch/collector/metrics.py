@@ -148,7 +148,7 @@ def _dropped(state: State) -> Metric:
         if journal.job is not None:
             journals[journal.job].append(journal)
     for name, job in state.jobs.items():
-        counts = document.dropped(job, journals[name])
+        counts = document.dropped(job.dropped, journals[name])
         for reason in sorted({reason.value for reason in DropReason} | counts.keys()):
             family.add_metric([name, reason], counts.get(reason, 0))
     for reason, count in sorted(state.strays.items()):

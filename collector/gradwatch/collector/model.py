@@ -107,6 +107,7 @@ class Journal:
 
     Attributes:
         job: None when the journal never said whose it is.
+        run: the job's run when it said so.
         high_seq: records up to it have arrived; -1 for none.
         refused: the records of this journal do not count, for this reason.
         rank: set when it is the journal of a rank that counts.
@@ -115,6 +116,7 @@ class Journal:
 
     incarnation: str
     job: str | None
+    run: int = 0
     high_seq: int = -1
     refused: DropReason | None = None
     rank: RankState | None = None
@@ -239,6 +241,7 @@ class JobState:
         run: ordinal of the job's runs: a launch after all known launches ended begins the next.
         launches: of this run, by id.
         current: the attempt that trains now; None before a run's first hello.
+        dropped_earlier: what of `dropped` was counted before this run.
         incidents_confirmed: by cause, counted when an incident is confirmed.
     """
 
@@ -252,6 +255,7 @@ class JobState:
     launches: Mapping[str, Launch] = field(default_factory=dict)
     unwatched: tuple[Unwatched, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_earlier: Mapping[str, int] = field(default_factory=dict)
     nonfinite_events: Mapping[str, int] = field(default_factory=dict)
     incidents_confirmed: Mapping[str, int] = field(default_factory=dict)
 

@@ -22,6 +22,8 @@ _HARMLESS_DROPS = {"repeated", "unknown_enum", "progress_too_long", "progress_fa
 _UNWRITTEN = {"journal_full", "disk_full", "write_failed"}
 # Older gaps are forgotten: by then no incident is open that they could matter to.
 _GAPS = 16
+# Reasons and parts are few. An agent gone wild must not make of them as many time series.
+_KEYS = 64
 
 
 def sighting_of(hello: Hello, body: NonFinite) -> Sighting:
@@ -67,10 +69,9 @@ def see_progress(draft: Draft, journal: Journal, progress: Progress) -> Journal:
     if rank is None:
         return journal
     before = rank.progress
-    if before is not None and _age(progress) < _age(before):
-        return journal
-    if before is not None and before.ended and not progress.ended:
-        progress = replace(progress, ended=True)
+    if before is not None:
+        ended = before.ended or progress.ended
+        progress = replace(max(progress, before, key=_age), ended=ended)
     moved = advance(draft, replace(rank, progress=progress, step=progress.step), journal.high_seq)
     if moved.watermark > rank.watermark:
         moved = replace(moved, heard_at=draft.now)
@@ -148,4 +149,5 @@ def _raise_attempt(draft: Draft, rank: RankState, progress: Progress) -> None:
 def _largest(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
     if all(one.get(key, 0) >= count for key, count in other.items()):
         return one
-    return {key: max(one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
+    keys = [*one, *(key for key in other if key not in one)][:_KEYS]
+    return {key: max(one.get(key, 0), other.get(key, 0)) for key in keys}

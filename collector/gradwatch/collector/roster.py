@@ -10,8 +10,10 @@ from gradwatch.collector.progress import has_all_records
 from gradwatch.collector.runs import launches_ended
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gradwatch.collector.draft import Draft
-    from gradwatch.collector.model import Attempt, JobState, Journal, RankState
+    from gradwatch.collector.model import Attempt, Evidence, JobState, Journal, RankState
 
 
 class Roster:
@@ -33,27 +35,44 @@ class Roster:
         running = {launch.node for launch in job.launches.values() if launch.ended_at is None}
         self._ended_nodes = {launch.node for launch in job.launches.values()} - running
 
-    def standings(self, round_: int, since: float) -> list[UnknownReason | None]:
-        """By rank, why it is not known whether it was clean in the round; None when it is.
+    def standing(self, rank: int, round_: int, since: float) -> UnknownReason | None:
+        """Why it is not known whether a rank was clean in a round; None when it is.
 
         Args:
+            rank: of the attempt's world.
             round_: the round.
             since: from when on a rank that says nothing counts as silent.
         """
-        ranks, journals = self._attempt.ranks, self._journals
-        standings: list[UnknownReason | None] = []
-        for number in range(self._attempt.world_size):
-            incarnation = ranks.get(number)
-            journal = None if incarnation is None else journals[incarnation]
-            reason = (
-                UnknownReason.WAITING
-                if journal is None or journal.rank is None
-                else standing(journal.rank, round_)
-            )
-            if reason is UnknownReason.WAITING:
-                reason = self._gone(journal, since)
-            standings.append(reason)
-        return standings
+        incarnation = self._attempt.ranks.get(rank)
+        journal = None if incarnation is None else self._journals[incarnation]
+        if journal is not None and journal.rank is not None:
+            reason = standing(journal.rank, round_)
+            if reason is not UnknownReason.WAITING:
+                return reason
+        return self._gone(journal, since)
+
+    def is_waited_for(self, ranks: Iterable[int], round_: int, since: float) -> bool:
+        """Whether one of these ranks may still be heard of; the other arguments as for `standing`."""
+        return any(self.standing(rank, round_, since) is UnknownReason.WAITING for rank in ranks)
+
+    def sorted_out(
+        self, evidence: Evidence, since: float
+    ) -> tuple[tuple[int, ...], dict[int, UnknownReason]]:
+        """The ranks that were clean in the evidence's first round, and those of which it is not known.
+
+        An origin is in neither: it is known to be bad, however far it came.
+        """
+        clean: list[int] = []
+        unknown: dict[int, UnknownReason] = {}
+        for rank in range(self._attempt.world_size):
+            if rank in evidence.earliest:
+                continue
+            reason = self.standing(rank, evidence.first_round, since)
+            if reason is None:
+                clean.append(rank)
+            else:
+                unknown[rank] = reason
+        return tuple(clean), unknown
 
     def _gone(self, journal: Journal | None, since: float) -> UnknownReason:
         """Why no more is to be expected of a rank; `WAITING` when it is."""

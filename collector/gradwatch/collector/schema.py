@@ -109,8 +109,9 @@ class JobDocument(Document):
 
     job: str
     generation: int
-    attempt: int | None
-    run: int
+    attempt: int | None = Field(description="The attempt that trains now; numbered within the generation.")
+    attempts: int = Field(description="Attempts of this run in the present generation.")
+    run: int = Field(description="Ordinal of the run that all of this but `incidents` is about.")
     status: Literal["running", "ended"]
     world_size: int | None
     ranks_watched: int

@@ -53,7 +53,7 @@ def explain(
         others = [origin.rank for origin in origins[1:]]
         sentences.append(f"{_ranks(others)} {_were(others)} bad before the next update too.")
     if clean:
-        spread = [rank for rank in contaminated if rank in set(clean)]
+        spread = sorted(set(contaminated).intersection(clean))
         tail = (
             f"; the all-reduce then spread it, and {_ranks(spread, lower=True)} "
             f"{_were(spread)} bad after the update."
@@ -61,12 +61,12 @@ def explain(
             else "."
         )
         sentences.append(f"{_ranks(clean)} {_were(clean)} clean in that round{tail}")
-    for reason in UnknownReason:
-        ranks = sorted(rank for rank, why in unknown.items() if why is reason)
-        if len(ranks) == 1:
-            sentences.append(f"Rank {ranks[0]} is unknown: {_UNKNOWN[reason]}.")
-        elif ranks:
-            sentences.append(f"{_ranks(ranks)} are unknown; of each, {_UNKNOWN[reason]}.")
+    by_reason: dict[UnknownReason, list[int]] = {}
+    for rank, reason in sorted(unknown.items()):
+        by_reason.setdefault(reason, []).append(rank)
+    for reason, ranks in by_reason.items():
+        verb = "is unknown:" if len(ranks) == 1 else "are unknown; of each,"
+        sentences.append(f"{_ranks(ranks)} {verb} {_UNKNOWN[reason]}.")
     return tuple(sentences)
 
 

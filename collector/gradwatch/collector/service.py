@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +11,6 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
-from gradwatch.collector import document
 from gradwatch.collector.errors import PortTakenError, StoreError
 from gradwatch.collector.observations import LaunchEnded
 from gradwatch.collector.version import collector_version
@@ -23,16 +21,13 @@ from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gradwatch.collector.engine import Engine, Subscription
+    from gradwatch.collector.board import Board, Subscription
+    from gradwatch.collector.engine import Engine
     from gradwatch.collector.observations import Report
 
 _log = logging.getLogger(__name__)
 
-# A job that changes with every round is pushed at most so often.
-PUSH_SECONDS = 0.2
 MAX_REPORT_BYTES = 32 << 20
-# What a gRPC client takes by default is 4 MiB.
-MAX_STATUS_BYTES = 3 << 20
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_REPORT_BYTES),
@@ -54,36 +49,36 @@ class Ingest(rpc.IngestServicer):
 
     Args:
         engine: takes the reports.
+        board: gives the statuses.
         http_url: where people look.
     """
 
-    def __init__(self, engine: Engine, http_url: str) -> None:
+    def __init__(self, engine: Engine, board: Board, http_url: str) -> None:
         self._engine = engine
+        self._board = board
         self._http_url = http_url
 
     async def Stream(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Report], context: _Context
     ) -> None:
         """Serve one sidecar until it leaves."""
-        outlet = _Outlet(context)
         welcome = pb.Welcome(version=collector_version(), http_url=self._http_url)
-        await outlet.write(pb.Directive(welcome=welcome))
-        with self._engine.subscribed() as subscription:
-            pusher = asyncio.create_task(self._push(subscription, outlet))
+        with self._board.subscribed() as subscription:
+            outlet = _Outlet(context, subscription)
+            await outlet.write(pb.Directive(welcome=welcome))
+            pusher = asyncio.create_task(outlet.push())
             try:
                 async for message in request_iterator:
                     await self._take(message, subscription, outlet, context)
             finally:
                 pusher.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await pusher
+                await asyncio.wait({pusher})
 
     async def _take(
         self, message: pb.Report, subscription: Subscription, outlet: _Outlet, context: _Context
     ) -> None:
         if message.HasField("sidecar"):
-            subscription.jobs |= set(message.sidecar.jobs)
-            subscription.wake(message.sidecar.jobs)
+            self._board.want(subscription, message.sidecar.jobs)
             _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
         report = read_report(message)
         try:
@@ -93,44 +88,37 @@ class Ingest(rpc.IngestServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         if _ends_launch(report):
             # Whoever waits for the end must have the job's last word when it is acknowledged.
-            await self._push_changed(subscription, outlet)
+            self._board.show_now(subscription)
+            await outlet.flush()
         await outlet.write(pb.Directive(acked=message.id))
-
-    async def _push(self, subscription: Subscription, outlet: _Outlet) -> None:
-        while True:
-            await subscription.event.wait()
-            await self._push_changed(subscription, outlet)
-            await asyncio.sleep(PUSH_SECONDS)
-
-    async def _push_changed(self, subscription: Subscription, outlet: _Outlet) -> None:
-        async with outlet.pushing:
-            for job in sorted(subscription.take()):
-                status = self._status(job)
-                if status is not None:
-                    await outlet.write(pb.Directive(status=status))
-
-    def _status(self, job: str) -> pb.JobStatus | None:
-        if job not in self._engine.state.jobs:
-            return None
-        full = document.job(self._engine.state, job)
-        return pb.JobStatus(job=job, document=document.as_json(full, MAX_STATUS_BYTES))
 
 
 class _Outlet:
-    """What goes out on one stream: a message at a time, whoever writes.
+    """What goes out on one stream: a message at a time, whoever writes."""
 
-    Attributes:
-        pushing: held while statuses go out, so that an older one never follows a newer one.
-    """
-
-    def __init__(self, context: _Context) -> None:
-        self.pushing = asyncio.Lock()
+    def __init__(self, context: _Context, subscription: Subscription) -> None:
         self._context = context
+        self._subscription = subscription
         self._writing = asyncio.Lock()
 
     async def write(self, directive: pb.Directive) -> None:
         async with self._writing:
             await self._context.write(directive)
+
+    async def flush(self) -> None:
+        """Send the statuses that wait."""
+        async with self._writing:
+            for job, status in self._subscription.take().items():
+                await self._context.write(pb.Directive(status=pb.JobStatus(job=job, document=status)))
+
+    async def push(self) -> None:
+        """Send each status when it comes, while the stream stands."""
+        try:
+            while True:
+                await self._subscription.event.wait()
+                await self.flush()
+        except (grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError) as error:
+            _log.debug("a sidecar has left: %s", error)
 
 
 class GrpcServer:
@@ -138,10 +126,12 @@ class GrpcServer:
 
     Args:
         engine: takes the reports.
+        board: gives the statuses.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, board: Board) -> None:
         self._engine = engine
+        self._board = board
         self._server = grpc.aio.server(options=_OPTIONS)
 
     def bind(self, address: str) -> int:
@@ -159,7 +149,7 @@ class GrpcServer:
 
     async def start(self, http_url: str) -> None:
         """Begin to serve."""
-        rpc.add_IngestServicer_to_server(Ingest(self._engine, http_url), self._server)
+        rpc.add_IngestServicer_to_server(Ingest(self._engine, self._board, http_url), self._server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
         ingest = pb.DESCRIPTOR.services_by_name["Ingest"].full_name

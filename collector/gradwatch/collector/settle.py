@@ -84,31 +84,47 @@ def _distribute(evidence: dict[str, Evidence], pending: tuple[Evidence, ...]) ->
 def _revise(draft: Draft, attempt_id: AttemptId, evidence: dict[str, Evidence], heard: set[int]) -> None:
     """Attribute again where something changed that a verdict rests on."""
     attempt = draft.attempts[attempt_id]
-    job = draft.jobs[attempt_id.job]
+    roster = Roster(draft, draft.jobs[attempt_id.job], attempt)
     for id_, now_known in evidence.items():
         incident = draft.incidents[id_]
-        suspected = incident.status is Status.SUSPECTED
-        same = now_known is incident.evidence or now_known == incident.evidence
-        if same and not suspected and heard.isdisjoint(incident.verdict.unknown_ranks):
+        if now_known == incident.evidence and not _matters(roster, incident, heard):
             continue
-        verdict = _verdict(draft, job, attempt, now_known, incident)
-        if not same or verdict != incident.verdict:
+        verdict = _verdict(roster, now_known, incident, heard)
+        if now_known != incident.evidence or verdict != incident.verdict:
             draft.incidents[id_] = inc.revise(incident, now_known, verdict)
 
 
-def _verdict(
-    draft: Draft, job: JobState, attempt: Attempt, evidence: Evidence, incident: Incident | None
-) -> Verdict:
-    since = draft.now if incident is None else incident.opened_at
-    standings = Roster(draft, job, attempt).standings(evidence.first_round, since)
-    if incident is not None and incident.status is not Status.SUSPECTED:
-        # Once it is confirmed nothing is waited for any more.
-        before = incident.verdict.unknown_ranks
-        standings = [
-            before.get(rank, UnknownReason.SILENT) if reason is UnknownReason.WAITING else reason
-            for rank, reason in enumerate(standings)
-        ]
-    return attribute(evidence, standings)
+def _matters(roster: Roster, incident: Incident, heard: set[int]) -> bool:
+    """Whether who is clean and who is unknown may be different, though the evidence is the same."""
+    unknown = incident.verdict.unknown_ranks
+    if incident.status is not Status.SUSPECTED:
+        return not heard.isdisjoint(unknown)
+    # Of thousands of ranks each says in its turn that it has passed. It is enough to look again
+    # when the last has, and with every tick. Sidecars tend to report in the order of the ranks,
+    # and so the last ones are the ones to ask.
+    return not (
+        heard
+        and roster.is_waited_for(reversed([*unknown]), incident.evidence.first_round, incident.opened_at)
+    )
+
+
+def _verdict(roster: Roster, evidence: Evidence, incident: Incident, heard: set[int]) -> Verdict:
+    verdict = incident.verdict
+    if incident.status is Status.SUSPECTED:
+        return attribute(evidence, *roster.sorted_out(evidence, incident.opened_at))
+    if _same_question(evidence, incident.evidence) and heard.isdisjoint(verdict.unknown_ranks):
+        return attribute(evidence, verdict.clean_ranks, verdict.unknown_ranks)
+    clean, unknown = roster.sorted_out(evidence, incident.opened_at)
+    # Once it is confirmed nothing is waited for any more.
+    for rank, reason in unknown.items():
+        if reason is UnknownReason.WAITING:
+            unknown[rank] = verdict.unknown_ranks.get(rank, UnknownReason.SILENT)
+    return attribute(evidence, clean, unknown)
+
+
+def _same_question(one: Evidence, other: Evidence) -> bool:
+    """Whether the same ranks are to be sorted out, as seen from the same round."""
+    return one.first_round == other.first_round and one.earliest.keys() == other.earliest.keys()
 
 
 # ---------------------------------------------------------------- transitions
@@ -137,7 +153,7 @@ def _advance(draft: Draft, attempt_id: AttemptId) -> None:
 
 def _open(draft: Draft, job: JobState, attempt: Attempt) -> None:
     evidence, *rest = attempt.pending
-    verdict = _verdict(draft, job, attempt, evidence, None)
+    verdict = attribute(evidence, *Roster(draft, job, attempt).sorted_out(evidence, draft.now))
     incident = inc.open_incident(attempt, evidence, verdict, draft.now)
     draft.attempts[attempt.id] = replace(
         attempt, pending=tuple(rest), incidents=(*attempt.incidents, incident.id)
@@ -160,8 +176,9 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
     last_round = incident.evidence.last_round
     if attempt.pending:
         # The next evidence is far enough away, unless somebody may yet fill the space between.
-        standings = Roster(draft, job, attempt).standings(last_round + ev.CLEAN_ROUNDS, incident.opened_at)
-        return None if UnknownReason.WAITING in standings else CloseReason.CLEAN_ROUNDS
+        roster, space = Roster(draft, job, attempt), last_round + ev.CLEAN_ROUNDS
+        waiting = roster.is_waited_for(range(attempt.world_size), space, incident.opened_at)
+        return None if waiting else CloseReason.CLEAN_ROUNDS
     if attempt.last_bad_round is not None:
         last_round = max(last_round, attempt.last_bad_round)
     return CloseReason.CLEAN_ROUNDS if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS else None

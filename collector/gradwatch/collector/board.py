@@ -1,0 +1,126 @@
+"""What sidecars are shown of their jobs: each document is made once, for all who want it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gradwatch.collector import document
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from gradwatch.collector.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+# A job that changes with every round is shown at most so often.
+INTERVAL_SECONDS = 0.2
+# The documents of very large jobs may take so much of the time, and no more.
+_BUSY_SHARE = 0.1
+# What a gRPC client takes by default is 4 MiB.
+MAX_BYTES = 3 << 20
+
+
+@dataclass(eq=False)
+class Subscription:
+    """What one sidecar has not been sent yet.
+
+    Attributes:
+        jobs: those it wants; see `Board.want`.
+        event: set while there is something.
+    """
+
+    jobs: set[str] = field(default_factory=set)
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: dict[str, bytes] = field(default_factory=dict)
+
+    def put(self, job: str, status: bytes) -> None:
+        """Have it sent, in place of an older one."""
+        self._waiting[job] = status
+        self.event.set()
+
+    def take(self) -> dict[str, bytes]:
+        """What is to be sent now, by job."""
+        waiting, self._waiting = self._waiting, {}
+        self.event.clear()
+        return waiting
+
+
+class Board:
+    """Makes the documents of jobs that changed.
+
+    Args:
+        engine: whose jobs; its `on_change` is taken.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._subscriptions: set[Subscription] = set()
+        self._changed: set[str] = set()
+        self._event = asyncio.Event()
+        engine.on_change = self._note
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Show what changes, until the block ends."""
+        showing = asyncio.create_task(self._show())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.wait({showing})
+
+    @contextlib.contextmanager
+    def subscribed(self) -> Iterator[Subscription]:
+        """Be shown jobs within the block."""
+        subscription = Subscription()
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def want(self, subscription: Subscription, jobs: Iterable[str]) -> None:
+        """Show these jobs too, and how they are now."""
+        subscription.jobs.update(jobs)
+        self.show_now(subscription)
+
+    def show_now(self, subscription: Subscription) -> None:
+        """Show its jobs as they are at this moment."""
+        for job in subscription.jobs & self._engine.state.jobs.keys():
+            subscription.put(job, self._document(job))
+
+    def _note(self, jobs: set[str]) -> None:
+        self._changed |= jobs
+        self._event.set()
+
+    async def _show(self) -> None:
+        while True:
+            await self._event.wait()
+            changed, self._changed = self._changed, set()
+            self._event.clear()
+            began = time.monotonic()
+            for job in sorted(changed):
+                self._show_to_all(job)
+            spent = time.monotonic() - began
+            await asyncio.sleep(max(INTERVAL_SECONDS, spent / _BUSY_SHARE))
+
+    def _show_to_all(self, job: str) -> None:
+        wanting = [one for one in self._subscriptions if job in one.jobs]
+        if not wanting:
+            return
+        try:
+            status = self._document(job)
+        except Exception:
+            _log.exception("a bug: the status of job %s cannot be shown", job)
+            return
+        for subscription in wanting:
+            subscription.put(job, status)
+
+    def _document(self, job: str) -> bytes:
+        return document.as_json(document.job(self._engine.state, job), MAX_BYTES)
