@@ -92,8 +92,6 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         for address in (grpc_address, http_address):
             address.must_be_loopback()
         _make(config.state_dir)
-        # At INFO it tells of its plugins, which is nothing to whoever runs a collector.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         stack.enter_context(statedir.held(config.state_dir))
         statedir.remove_info(config.state_dir)
         engine = Engine(

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from gradwatch.collector import tables
 from gradwatch.collector.errors import StoreError
@@ -22,6 +19,8 @@ from gradwatch.collector.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from alembic.config import Config
 
     from gradwatch.collector.model import Changes, State
 
@@ -54,10 +53,12 @@ class Store:
             StoreError: they cannot be.
         """
         config = _alembic_config()
+        from alembic import command
+
         try:
             with self._connected().begin():
                 config.attributes["connection"] = self._connected()
-                alembic.command.upgrade(config, "head")
+                command.upgrade(config, "head")
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._broken("set up", error) from error
 
@@ -67,12 +68,16 @@ class Store:
         Raises:
             StoreError: they cannot be read.
         """
+        config = _alembic_config()
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
         try:
             with self._connected().begin():
                 found = MigrationContext.configure(self._connected()).get_current_revision()
         except sa.exc.SQLAlchemyError as error:
             raise self._broken("read", error) from error
-        return found == ScriptDirectory.from_config(_alembic_config()).get_current_head()
+        return found == ScriptDirectory.from_config(config).get_current_head()
 
     def load(self) -> State:
         """Read the state back.
@@ -187,8 +192,12 @@ def _make_durable(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _alembic_config() -> alembic.config.Config:
-    config = alembic.config.Config()
+def _alembic_config() -> Config:
+    # Its very import tells of its plugins, which is nothing to whoever runs a collector.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic.config import Config
+
+    config = Config()
     folder = importlib.resources.files("gradwatch.collector") / "migrations"
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

@@ -1,0 +1,61 @@
+"""A verdict in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradwatch.collector.model import UnknownReason
+from gradwatch.collector.observations import Value
+from gradwatch.collector.progress import sighting_of
+from gradwatch.collector.sentences import explain
+from tests.collector.history import gradient, hello, nonfinite
+
+
+def seen(rank: int, **changes: object):
+    return sighting_of(hello(rank, 32), nonfinite(5, gradient("a.weight", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [(0, "1st"), (1, "2nd"), (2, "3rd"), (3, "4th"), (10, "11th"), (20, "21st"), (111, "112th")],
+)
+def test_the_place_in_the_backward_pass(position: int, words: str):
+    (sentence,) = explain([seen(2, position=position)], tie=False, clean=[], unknown={}, contaminated=[])
+    assert sentence.endswith(f", the {words} gradient to arrive in that backward pass.")
+
+
+def test_what_is_not_known_is_not_said():
+    (sentence,) = explain(
+        [seen(2, position=None, value=None)], tie=False, clean=[], unknown={}, contaminated=[]
+    )
+    assert sentence == (
+        "Rank 2 on node n2 was first: the gradient of a.weight turned non-finite at step 5 (round 5)."
+    )
+
+
+def test_nobody_is_first_in_a_tie():
+    sentences = explain(
+        [seen(1, value=Value.NEGATIVE_INFINITY), seen(3)], tie=True, clean=[], unknown={}, contaminated=[]
+    )
+    assert sentences[0].startswith(
+        "Rank 1 on node n1 is named first, but ranks 1 and 3 share that position: "
+        "the gradient of a.weight turned -Inf at step 5"
+    )
+
+
+def test_many_ranks_are_counted():
+    sentences = explain(
+        [seen(0)],
+        tie=False,
+        clean=range(1, 20),
+        unknown={20: UnknownReason.SILENT, 21: UnknownReason.SILENT, 22: UnknownReason.PROCESS_ENDED},
+        contaminated=range(1, 20),
+    )
+    assert sentences[1:] == (
+        (
+            "19 ranks were clean in that round; the all-reduce then spread it, "
+            "and 19 ranks were bad after the update."
+        ),
+        "Ranks 20 and 21 are unknown; of each, nothing was heard of it for the confirm timeout.",
+        "Rank 22 is unknown: its process ended before it had looked at the round.",
+    )
