@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gradwatch.agent.probe.autoload import autoload
-from tests.ranks import REPOSITORY, run_ranks
+from tests.ranks import REPOSITORY, environment
 
 
 def python(code, *arguments, **env):
@@ -71,10 +70,15 @@ def test_a_broken_environment_is_said_and_never_raised(tmp_path):
     assert "is not watched" in result.stderr
 
 
-def test_a_watched_rank_has_neither_grpc_nor_protobuf(tmp_path):
-    results = run_ranks("tests.training.modules", 2, spool=tmp_path)
-    for result in results:
-        assert json.loads(result.output.splitlines()[-1]) == []
+def test_a_watched_rank_under_torchrun_has_neither_grpc_nor_protobuf(tmp_path):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.training.modules"),
+    ]
+    env = environment(0, 2, 0, tmp_path)
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["[]", "[]", ""]
     assert len(list(tmp_path.glob("rank*.jsonl"))) == 2
 
 
