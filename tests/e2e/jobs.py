@@ -45,13 +45,16 @@ class Job:
 
 
 def torchrun(script: str, ranks: int = 2, *flags: str) -> list[object]:
-    """A torchrun command, on a port of its own."""
+    """A torchrun command, on a port of its own.
+
+    Standalone: with the static rendezvous of `--master-port`, torchrun's own restarts fail with
+    or without us, since the new workers read the old ones' addresses (pytorch issue 135712).
+    """
     return [
         PYTHON_BIN / "torchrun",
+        "--standalone",
         "--nproc-per-node",
         ranks,
-        "--master-port",
-        free_port(),
         *flags,
         SCRIPTS / f"{script}.py",
     ]

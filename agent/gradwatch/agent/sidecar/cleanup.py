@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DRAINED = "drained.json"
+# Held by the launcher until it has read what the sidecar left for it.
+LAUNCHER_LOCK = "launcher.lock"
 LOGS = ("sidecar.log", "collector.log")
-_NAMED = (spool.AUTOLOADED, spool.STATUS, cursor.FILENAME, DRAINED, *LOGS)
+_NAMED = (spool.AUTOLOADED, spool.STATUS, cursor.FILENAME, DRAINED, LAUNCHER_LOCK, *LOGS)
 
 
 def remove_spool(folder: Path) -> None:

@@ -182,4 +182,5 @@ class Sidecar:
 def _is_abandoned(folder: Path) -> bool:
     """Whether a run wrote journals here and none of its processes lives."""
     names = tail.list_journals(folder)
-    return bool(names) and not any(spool.is_locked(folder / spool.progress_filename(name)) for name in names)
+    locks = [cleanup.LAUNCHER_LOCK, *(spool.progress_filename(name) for name in names)]
+    return bool(names) and not any(spool.is_locked(folder / lock) for lock in locks)

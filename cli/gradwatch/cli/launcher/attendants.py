@@ -7,18 +7,24 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.sidecar import cleanup
 from gradwatch.cli.launcher import collector_state
 from gradwatch.cli.launcher.environment import for_child
 from gradwatch.cli.launcher.processes import send
 from gradwatch.cli.launcher.supervise import Supervised
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.processes import Processes
     from gradwatch.cli.launcher.spools import RunSpool
     from gradwatch.collector.statedir import CollectorInfo
 
 _LOOK_SECONDS = 0.25
+# So many deaths in a row are no accident any more.
+_DEATHS = 4
+_SIDECAR_LOG, _COLLECTOR_LOG = cleanup.LOGS
 
 
 class Attendants:
@@ -56,6 +62,18 @@ class Attendants:
     def drained(self) -> bool:
         """Whether the sidecar has ended by itself after it was told to drain."""
         return self._drained
+
+    def troubles(self) -> list[str]:
+        """What is wrong with them, for the user."""
+        return [
+            f"the {name} does not stay up: it has ended {child.deaths} times in a row; its last words: "
+            f"{_last_line(self._spool.folder / log)}"
+            for name, log, child in (
+                ("collector", _COLLECTOR_LOG, self._collector),
+                ("sidecar", _SIDECAR_LOG, self._sidecar),
+            )
+            if child.deaths == _DEATHS
+        ]
 
     def tick(self, now: float) -> None:
         """Start what is missing. To be called often.
@@ -107,7 +125,7 @@ class Attendants:
             arguments += ["--collector", self._config.collector]
         if self._drain_until is not None:
             arguments += ["--drain"]
-        return self._start("sidecar.log", arguments)
+        return self._start(_SIDECAR_LOG, arguments)
 
     def _start_collector(self) -> int:
         arguments: list[object] = [
@@ -119,9 +137,17 @@ class Attendants:
         ]
         if self._config.http is not None:
             arguments += ["--http", self._config.http]
-        return self._start("collector.log", arguments)
+        return self._start(_COLLECTOR_LOG, arguments)
 
     def _start(self, log: str, arguments: list[object]) -> int:
         command = [sys.executable, "-m", "gradwatch.cli", *map(str, arguments)]
         folder = self._spool.folder
         return self._processes.start_child(command, for_child(os.environ), folder, folder / log)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError as error:
+        return f"none ({error.strerror})"
+    return next((line for line in reversed(lines) if line.strip()), "none")

@@ -145,6 +145,8 @@ class _Run:
             return
         try:
             self._attendants.tick(time.monotonic())
+            for trouble in self._attendants.troubles():
+                self._warn(trouble)
             self._look_at_status(self._spool)
         except Exception as error:
             self._warn(f"something in gradwatch itself failed: {error!r}; the command goes on")

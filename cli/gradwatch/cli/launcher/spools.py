@@ -51,8 +51,11 @@ class RunSpool:
         self._about = {"job": job, "generation": generation, "launch": self._launch}
         try:
             self.folder.mkdir(parents=True)
+            # Held until we are gone: no other run's sidecar takes the folder on before.
+            self._lock = spool.try_lock(self.folder / cleanup.LAUNCHER_LOCK)
             self._journal = Journal(self.folder, spool.launch_journal_name(self._launch))
         except OSError as error:
+            cleanup.remove_spool(self.folder)
             raise SpoolUnusableError(f"cannot write {self.folder}: {error.strerror or error}") from error
         started = {"node": platform.node() or "unknown", "pid": os.getpid(), "command": list(command)}
         if not self._journal.append("launch_started", self._about | started):

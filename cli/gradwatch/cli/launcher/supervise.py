@@ -35,6 +35,11 @@ class Backoff:
 class Supervised:
     """One child that should be running.
 
+    Attributes:
+        pid: None while it does not run.
+        last_exit: exit code, or minus the signal, of the last one that ended.
+        deaths: in a row, without a healthy life in between.
+
     Args:
         start: starts it and returns its pid; OSError counts as a death.
         exit_status: of a pid; None while it runs.
@@ -61,7 +66,7 @@ class Supervised:
             if self.last_exit is None:
                 return
             self.pid = None
-            self.deaths += 1
+            self.deaths = 1 if now - self._started >= HEALTHY_SECONDS else self.deaths + 1
             self._backoff = self._backoff.after_death(self._started, now)
         if wanted and now >= self._backoff.not_before:
             self._started = now

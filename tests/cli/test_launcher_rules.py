@@ -1,0 +1,270 @@
+"""The launcher's deciding parts: pure, so tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+from pathlib import Path
+
+import pytest
+
+from gradwatch.cli.launcher import environment, job_view, report, supervise, watch
+from gradwatch.cli.launcher.job_view import JobView
+from gradwatch.cli.launcher.watch import Circumstances, Line, Said, Weight
+
+NOW = dt.datetime(2030, 1, 2, 3, 4, 5, tzinfo=dt.timezone.utc)
+
+
+# ---------------------------------------------------------------- the job's name
+
+
+@pytest.mark.parametrize(
+    ("command", "environ", "name"),
+    [
+        (["torchrun", "--nproc-per-node", "4", "src/train.py", "--lr", "1"], {}, "train-20300102-030405-ab"),
+        (["python", "-m", "pkg.train"], {}, "pkg.train-20300102-030405-ab"),
+        (["python", "-m", "torch.distributed.run", "-m", "mine"], {}, "mine-20300102-030405-ab"),
+        (["/usr/bin/env"], {}, "env-20300102-030405-ab"),
+        # what a label, a path or a URL could not hold
+        (["my train!.py"], {}, "my-train--20300102-030405-ab"),
+        # Slurm's own name is better known to the user
+        (["train.py"], {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "llm"}, "llm-7"),
+        (["train.py"], {"SLURM_JOB_ID": "7"}, "slurm-7"),
+    ],
+)
+def test_default_job(command, environ, name):
+    assert environment.default_job(command, environ, NOW, "ab") == name
+
+
+# ---------------------------------------------------------------- the command's environment
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        # the user's own choice stands
+        ({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0"}, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "0"}),
+        # a generation that a supervisor counts is kept
+        ({"GRADWATCH_GENERATION": "3"}, {"GRADWATCH_GENERATION": "3"}),
+        # but not that of a run around this one
+        ({"GRADWATCH_GENERATION": "3", "GRADWATCH_SPOOL": "/outer"}, {"GRADWATCH_GENERATION": "0"}),
+        ({"GRADWATCH_JOB": "outer"}, {"GRADWATCH_JOB": "j"}),
+    ],
+)
+def test_environment_of_the_command(environ, expected):
+    made = environment.for_command(environ, spool=Path("/spool"), job="j")
+    assert expected.items() <= made.items()
+    assert made["GRADWATCH_SPOOL"] == "/spool"
+
+
+def test_an_unwatched_command_does_not_write_into_an_outer_runs_spool():
+    assert "GRADWATCH_SPOOL" not in environment.for_command(
+        {"GRADWATCH_SPOOL": "/outer"}, spool=None, job="j"
+    )
+
+
+def test_our_children_take_nothing_from_the_users_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = environment.for_child({"PYTHONPATH": "lib::/abs", "GRADWATCH_HTTP": "x", "PATH": "/bin"})
+    assert made == {"PYTHONPATH": f"{tmp_path}/lib:/abs", "PATH": "/bin"}
+
+
+# ---------------------------------------------------------------- what is said
+
+VERDICT = ["Rank 1 was first.", "Rank 0 was clean."]
+INCIDENT = {"id": "i", "status": "confirmed", "verdict": VERDICT}
+WHOLE = JobView(world_size=2, watched=2)
+
+
+@pytest.mark.parametrize(
+    ("view", "lines"),
+    [
+        # not all ranks are there yet: nothing to say
+        (JobView(), []),
+        (JobView(world_size=2, watched=1), []),
+        (WHOLE, [Line(Weight.NOTE, "watching 2 of 2 ranks")]),
+        # a suspicion is not told, a verdict is
+        (JobView(incidents=({**INCIDENT, "status": "suspected"},)), []),
+        (JobView(incidents=(INCIDENT,)), [Line(Weight.VERDICT, f"incident i: {' '.join(VERDICT)}")]),
+        # processes that train unwatched, one line per reason
+        (
+            JobView(unwatched=((1, "FSDP1"), (0, "FSDP1"), (None, "alone"))),
+            [
+                Line(Weight.WARNING, "NOT WATCHED: ranks 0, 1: FSDP1"),
+                Line(Weight.WARNING, "NOT WATCHED: a process: alone"),
+            ],
+        ),
+        (
+            JobView(faults={"scan": 2}),
+            [
+                Line(
+                    Weight.WARNING,
+                    "a part of the probe failed and switched itself off: scan; "
+                    "the training goes on without it",
+                )
+            ],
+        ),
+        (
+            JobView(dropped={"duplicate_rank": 4}),
+            [
+                Line(
+                    Weight.WARNING,
+                    "two live processes claim the same rank: the first stays watched, "
+                    "the other is only counted",
+                )
+            ],
+        ),
+    ],
+)
+def test_news_is_told_once(view, lines):
+    said, told = watch.news(Said(), view)
+    assert told == lines
+    assert watch.news(said, view)[1] == []
+
+
+# ---------------------------------------------------------------- how much was watched
+
+NOTHING = Circumstances(
+    view=JobView(), autoloaded=False, autoload_off=False, local_ranks={}, own_collector=True
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "watched", "world_size", "causes"),
+    [
+        ({"view": WHOLE}, 2, 2, []),
+        # nobody loaded the probe: why that may be
+        ({}, 0, None, ["no process loaded gradwatch with torch"]),
+        ({"autoload_off": True}, 0, None, ["TORCH_DEVICE_BACKEND_AUTOLOAD=0"]),
+        # it was loaded and found no model
+        ({"autoloaded": True}, 0, None, ["no process wrapped a model in DistributedDataParallel"]),
+        # the probe said why itself
+        ({"view": JobView(unwatched=((0, "FSDP1"),)), "autoloaded": True}, 0, None, ["rank 0: FSDP1"]),
+        # some ranks only: on other nodes without a common collector?
+        ({"view": JobView(world_size=4, watched=2)}, 2, 4, ["2 of 4 ranks", "same --collector"]),
+        ({"view": JobView(world_size=4, watched=2), "own_collector": False}, 2, 4, ["2 of 4 ranks"]),
+        (
+            {"view": JobView(world_size=2, watched=1, unwatched=((1, "alone"),))},
+            1,
+            2,
+            ["1 of 2 ranks", "rank 1: alone"],
+        ),
+        # the collector never answered; the journals tell who was there
+        ({"view": None, "local_ranks": {0: 2, 1: 2}}, 2, 2, ["the collector never answered"]),
+        # there was nowhere to write
+        ({"spool_error": "cannot write /x"}, 0, None, ["cannot write /x"]),
+    ],
+)
+def test_coverage(changes, watched, world_size, causes):
+    covered = watch.coverage(dataclasses.replace(NOTHING, **changes))
+    assert (covered.watched, covered.world_size) == (watched, world_size)
+    assert bool(covered.warnings) == bool(causes)
+    for cause in causes:
+        assert any(cause in warning for warning in covered.warnings)
+    assert covered.complete == (not causes)
+
+
+def test_the_last_line_gives_ranks_incidents_overhead():
+    view = dataclasses.replace(WHOLE, incidents=(INCIDENT,), overhead={"ratio": 0.0123})
+    covered = watch.Coverage(2, 2, [])
+    assert (
+        watch.last_line("j", covered, view)
+        == "job j ended: 2 of 2 ranks watched, 1 incident, overhead 1.23% of the step time"
+    )
+    assert "incidents unknown" in watch.last_line("j", covered, None)
+    assert "overhead unknown" in watch.last_line("j", covered, WHOLE)
+
+
+# ---------------------------------------------------------------- the status document
+
+
+def document(**changes) -> bytes:
+    fields = {
+        "run": 1,
+        "generation": 0,
+        "attempt": 1,
+        "world_size": 2,
+        "ranks_watched": 2,
+        "unwatched": [{"rank": 1, "reason": "r"}],
+        "dropped": {},
+        "faults": {},
+        "incidents": [{"id": "old", "run": 0}, {"id": "new", "run": 1}],
+        "decisions": [],
+        "overhead": {"ratio": None},
+    }
+    return json.dumps(fields | changes).encode()
+
+
+def test_a_status_document_is_read():
+    view = job_view.parse(document())
+    assert view is not None
+    assert (view.generations, view.attempts, view.watched, view.unwatched) == (1, 2, 2, ((1, "r"),))
+    # incidents of an earlier run of the same name are not this run's
+    assert [incident["id"] for incident in view.incidents] == ["new"]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b'{"job": "x"}', document(unwatched=[3])])
+def test_what_is_no_status_document_is_none(data):
+    assert job_view.parse(data) is None
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_waits_grow_and_a_healthy_life_resets_them():
+    backoff = supervise.Backoff()
+    waits = []
+    for now in range(100, 110):
+        backoff = backoff.after_death(started=now, now=now)
+        waits.append(backoff.not_before - now)
+    assert waits[:4] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert waits[-1] == supervise.LONGEST_WAIT_SECONDS
+    assert backoff.after_death(started=0, now=1000).not_before == pytest.approx(1000.1)
+
+
+def test_a_dead_child_is_started_again_when_it_is_wanted():
+    exits: dict[int, int] = {}
+    pids = iter(range(1, 100))
+    child = supervise.Supervised(lambda: next(pids), exits.get)
+    child.tick(0.0, wanted=True)
+    assert child.pid == 1
+    exits[1] = -9
+    child.tick(1.0, wanted=True)
+    assert (child.pid, child.last_exit, child.deaths) == (None, -9, 1)
+    child.tick(1.2, wanted=False)
+    assert child.pid is None
+    child.tick(1.2, wanted=True)
+    assert child.pid == 2
+
+
+def test_a_child_that_cannot_be_started_is_tried_again_later():
+    def fail() -> int:
+        raise OSError("no")
+
+    child = supervise.Supervised(fail, lambda _: None)
+    child.tick(0.0, wanted=True)
+    child.tick(0.01, wanted=True)
+    assert (child.pid, child.deaths) == (None, 1)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_report_holds_the_contracts_fields():
+    view = dataclasses.replace(WHOLE, incidents=(INCIDENT,))
+    ending = report.Ending(0, report.EndedBy.COMMAND)
+    made = report.build("j", ending, watch.Coverage(2, 2, []), view, ["w"])
+    assert made == {
+        "job": "j",
+        "exit_code": 0,
+        "ended_by": "command",
+        "generations": 1,
+        "attempts": 1,
+        "ranks_watched": 2,
+        "world_size": 2,
+        "incidents": [INCIDENT],
+        "decisions": [],
+        "overhead": {},
+        "warnings": ["w"],
+    }
