@@ -16,23 +16,26 @@ FIRST_PARAMETER = "2.weight"
 
 
 class Job:
-    """One job in a state folder of its own, unless another is given.
+    """One job.
 
     Args:
-        folder: for its report.
+        folder: its report lies there, and the state folder that all jobs in it share.
         command: what is run.
-        state_dir: where collector and spools are.
         flags: more arguments of `gradwatch run`.
         env: steers the script.
     """
 
-    def __init__(
-        self, folder: Path, command: list[object], *flags: object, state_dir: Path | None = None, **env: str
-    ) -> None:
-        self.state_dir = state_dir or folder / "state"
+    def __init__(self, folder: Path, command: list[object], *flags: object, **env: str) -> None:
+        self.state_dir = folder / "state"
         self._report = folder / f"report-{free_port()}.json"
         arguments = ["--state-dir", self.state_dir, "--report", self._report, *flags, "--", *command]
         self.process = start("run", *arguments, PYTHONPATH=str(REPOSITORY), **env)
+
+    def kill(self) -> None:
+        """End it, and what it has started, if a test has not seen it to its end."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.communicate(timeout=60)
 
     def finish(self, timeout: float = 200) -> Result:
         """Wait for its end."""

@@ -6,15 +6,16 @@ import sys
 
 import pytest
 
+from gradwatch.cli.launcher import collector_state
 from tests.cli.command import child_of, gradwatch, processes_with, spools, until
-from tests.e2e.jobs import FIRST_PARAMETER, PYTHON_BIN, SCRIPTS, Job, torchrun, verdict
+from tests.e2e.jobs import FIRST_PARAMETER, PYTHON_BIN, SCRIPTS, torchrun, verdict
 from tests.ranks import free_port
 
 pytestmark = pytest.mark.e2e
 
 
-def test_torchrun(tmp_path):
-    job = Job(tmp_path, torchrun("ddp", 3), BAD_RANK="1", BAD_STEPS="4")
+def test_torchrun(new_job, tmp_path):
+    job = new_job(torchrun("ddp", 3), BAD_RANK="1", BAD_STEPS="4")
     result = job.finish()
     assert result.returncode == 0
     assert verdict(job.report) == (1, 4, FIRST_PARAMETER)
@@ -37,8 +38,8 @@ def test_torchrun(tmp_path):
     assert FIRST_PARAMETER in told
 
 
-def test_a_healthy_run_says_three_lines_and_reports_no_incident(tmp_path):
-    job = Job(tmp_path, torchrun("ddp"), "--require-watch")
+def test_a_healthy_run_says_three_lines_and_reports_no_incident(new_job):
+    job = new_job(torchrun("ddp"), "--require-watch")
     result = job.finish()
     assert result.returncode == 0
     assert job.report["incidents"] == []
@@ -46,47 +47,36 @@ def test_a_healthy_run_says_three_lines_and_reports_no_incident(tmp_path):
     assert "2 of 2 ranks watched, no incident, overhead" in result.ours[-1]
 
 
-def test_accelerate(tmp_path):
+def test_accelerate(new_job):
     command = [PYTHON_BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", 2]
     command += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", free_port(), SCRIPTS / "with_accelerate.py"]
-    job = Job(tmp_path, command, BAD_RANK="1", BAD_STEPS="3")
+    job = new_job(command, BAD_RANK="1", BAD_STEPS="3")
     assert job.finish().returncode == 0
     assert verdict(job.report) == (1, 3, FIRST_PARAMETER)
 
 
-def test_spawned_children(tmp_path):
-    job = Job(tmp_path, [sys.executable, SCRIPTS / "spawn.py", free_port()], BAD_RANK="0", BAD_STEPS="5")
+def test_spawned_children(new_job):
+    job = new_job([sys.executable, SCRIPTS / "spawn.py", free_port()], BAD_RANK="0", BAD_STEPS="5")
     assert job.finish().returncode == 0
     assert verdict(job.report) == (0, 5, FIRST_PARAMETER)
 
 
-def test_two_jobs_at_once_on_one_collector(tmp_path):
-    first = Job(tmp_path, torchrun("ddp"), "--job", "a", BAD_RANK="0", BAD_STEPS="3", PAUSE="0.2")
-    second = Job(
-        tmp_path,
-        torchrun("ddp"),
-        "--job",
-        "b",
-        state_dir=first.state_dir,
-        BAD_RANK="1",
-        BAD_STEPS="6",
-        PAUSE="0.2",
-    )
-    until(lambda: child_of(second.process.pid, "sidecar"))
-    assert (child_of(first.process.pid, "collector") is None) != (
-        child_of(second.process.pid, "collector") is None
-    )
+def test_two_jobs_at_once_on_one_collector(new_job):
+    first = new_job(torchrun("ddp"), "--job", "a", BAD_RANK="0", BAD_STEPS="3", PAUSE="0.2")
+    second = new_job(torchrun("ddp"), "--job", "b", BAD_RANK="1", BAD_STEPS="6", PAUSE="0.2")
+    until(lambda: collector_state.ready(first.state_dir))
+    # Both may have begun to start one; whoever came second finds the folder taken, and uses it.
+    both = (first.process.pid, second.process.pid)
+    until(lambda: sum(child_of(pid, "collector") is not None for pid in both) == 1)
     for job in (first, second):
         assert job.finish().returncode == 0
     assert verdict(first.report) == (0, 3, FIRST_PARAMETER)
     assert verdict(second.report) == (1, 6, FIRST_PARAMETER)
 
 
-def test_a_job_that_torchrun_restarts(tmp_path):
-    job = Job(
-        tmp_path, torchrun("ddp", 2, "--max-restarts=1"), FAIL="first_attempt", BAD_RANK="1", BAD_STEPS="5"
-    )
+def test_a_job_that_torchrun_restarts(new_job):
+    job = new_job(torchrun("ddp", 2, "--max-restarts=1"), FAIL="first_attempt", BAD_RANK="1", BAD_STEPS="5")
     assert job.finish().returncode == 0
     assert verdict(job.report) == (1, 5, FIRST_PARAMETER)
     assert job.report["attempts"] == 2

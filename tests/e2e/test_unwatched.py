@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.e2e.jobs import SCRIPTS, Job, torchrun
+from tests.e2e.jobs import SCRIPTS, torchrun
 
 pytestmark = pytest.mark.e2e
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.e2e
         ("fsdp1", {}, "FSDP1"),
     ],
 )
-def test_cause(tmp_path, script, env, cause):
-    job = Job(tmp_path, torchrun(script), "--require-watch", **env)
+def test_cause(new_job, script, env, cause):
+    job = new_job(torchrun(script), "--require-watch", **env)
     result = job.finish()
     assert result.returncode == 2
     assert job.report["ended_by"] == "require_watch"
@@ -28,21 +28,21 @@ def test_cause(tmp_path, script, env, cause):
     assert any(cause in warning for warning in job.report["warnings"])
 
 
-def test_a_process_that_trains_alone(tmp_path):
-    job = Job(tmp_path, [sys.executable, SCRIPTS / "alone.py"])
+def test_a_process_that_trains_alone(new_job):
+    job = new_job([sys.executable, SCRIPTS / "alone.py"])
     result = job.finish()
     assert result.returncode == 0
     assert any("NOT WATCHED" in line and "alone" in line for line in result.ours)
 
 
-def test_a_python_without_gradwatch(tmp_path):
+def test_a_python_without_gradwatch(new_job):
     """As in another environment: the entry point's metadata cannot be seen."""
     code = (
         "import importlib.metadata as m; real = m.entry_points; "
         "m.entry_points = lambda **k: [] if k.get('group') == 'torch.backends' else real(**k); "
         f"import runpy; runpy.run_path({str(SCRIPTS / 'alone.py')!r})"
     )
-    job = Job(tmp_path, [sys.executable, "-c", code])
+    job = new_job([sys.executable, "-c", code])
     result = job.finish()
     assert result.returncode == 0
     assert any("gradwatch is not installed in the Python that runs it" in line for line in result.ours)
