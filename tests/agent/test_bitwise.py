@@ -17,7 +17,7 @@ def same_bits(left: Any, right: Any) -> bool:
     """Equal in every bit, NaN included."""
     if isinstance(left, torch.Tensor):
         return left.dtype == right.dtype and bool(
-            torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+            torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
         )
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same_bits(left[key], right[key]) for key in left)

@@ -144,6 +144,18 @@ def explicit(user_hook: str) -> Any:
     return train(ddp, nan_at=4, optimizer=optimizer)
 
 
+def own_hook(_state, bucket):
+    """A user's own reduction, of which nothing is known."""
+    done = dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])
+
+
+def user_hook() -> Any:
+    ddp = DistributedDataParallel(net())
+    ddp.register_comm_hook(None, own_hook)
+    return train(ddp, nan_at=3)
+
+
 def two_models() -> Any:
     """A GAN: two models and optimizers in one process, the second model goes bad."""
     first, second = (DistributedDataParallel(net()) for _ in range(2))
@@ -185,6 +197,7 @@ def main(name: str, output: str) -> None:
         "deepcopied": deepcopied,
         "forked_child": forked_child,
         "two_models": two_models,
+        "user_hook": user_hook,
         "device_look": device_look,
         "explicit_before": lambda: explicit("before"),
         "explicit_after": lambda: explicit("after"),

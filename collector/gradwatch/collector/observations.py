@@ -170,8 +170,42 @@ class LaunchEnded:
     ended_by: str
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The guard kept an update from changing the weights; every rank says so.
+
+    Attributes:
+        round: the first whose reduced gradients were non-finite.
+        consecutive: update attempts skipped in a row, this one included.
+        in_last_1000: of the last 1,000 attempts.
+        exhausted: a limit of the policy is reached.
+    """
+
+    step: int
+    round: int
+    consecutive: int
+    in_last_1000: int
+    exhausted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GuardOff:
+    """The policy asks for the guard, and on this rank it cannot act."""
+
+    reason: str
+
+
 Body: TypeAlias = (
-    Hello | ModelSeen | NonFinite | CheckpointSeen | Fault | Unwatched | LaunchStarted | LaunchEnded
+    Hello
+    | ModelSeen
+    | NonFinite
+    | CheckpointSeen
+    | Fault
+    | Unwatched
+    | LaunchStarted
+    | LaunchEnded
+    | Skipped
+    | GuardOff
 )
 
 

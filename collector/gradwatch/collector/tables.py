@@ -65,6 +65,8 @@ _KINDS: Mapping[type, str] = {
     obs.Unwatched: "unwatched",
     obs.LaunchStarted: "launch_started",
     obs.LaunchEnded: "launch_ended",
+    obs.Skipped: "skipped",
+    obs.GuardOff: "guard_off",
 }
 
 _T = TypeVar("_T")

@@ -54,7 +54,7 @@ def read_report(message: pb.Report) -> obs.Report:
 def _record(incarnation: str, message: pb.Record) -> obs.Record:
     at = message.at if math.isfinite(message.at) and message.at > 0 else None
     kind = message.WhichOneof("body")
-    if kind is None:
+    if kind is None or kind not in _READERS:
         return obs.Record(message.seq, at, None, (DropReason.UNKNOWN_RECORD,))
     drops: list[DropReason] = []
     try:
@@ -194,6 +194,23 @@ def _launch_ended(message: pb.LaunchEnded, drops: list[DropReason]) -> obs.Launc
     )
 
 
+def _skipped(message: pb.Skipped, drops: list[DropReason]) -> obs.Skipped:
+    del drops
+    _check(message.step >= 0 and message.round >= 0, "a step or round is negative")
+    return obs.Skipped(
+        step=message.step,
+        round=message.round,
+        consecutive=message.consecutive,
+        in_last_1000=message.in_last_1000,
+        exhausted=message.exhausted,
+    )
+
+
+def _guard_off(message: pb.GuardOff, drops: list[DropReason]) -> obs.GuardOff:
+    del drops
+    return obs.GuardOff(reason=message.reason)
+
+
 _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "hello": _hello,
     "model": _model,
@@ -203,6 +220,8 @@ _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "unwatched": _unwatched,
     "launch_started": _launch_started,
     "launch_ended": _launch_ended,
+    "skipped": _skipped,
+    "guard_off": _guard_off,
 }
 
 

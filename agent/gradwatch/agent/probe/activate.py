@@ -61,21 +61,34 @@ def activate() -> Probe | None:
 
 
 def _patch_optimizers(watcher: Watcher) -> None:
-    clock, fuses = watcher.clock, watcher.fuses
+    clock, fuses, guarding = watcher.clock, watcher.fuses, watcher.guarding
 
-    def guarded(call: Callable[..., None]) -> Callable[..., None]:
-        def run(*args: Any) -> None:
-            if fuses.intact("steps"):
+    def guarded(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            if fuses.intact(part):
                 try:
-                    call(*args)
+                    return call(*args)
                 except Exception as error:
-                    fuses.blow("steps", error)
+                    fuses.blow(part, error)
+            return None
 
         return run
 
-    def enter(attempt: Any, optimizer: Any) -> None:
+    guard_before = guarded("guard", guarding.before) if guarding is not None else None
+    guard_after = guarded("guard", guarding.after) if guarding is not None else None
+
+    def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         if not watcher.watching:
             watcher.unwatched(why_unwatched(optimizer))
-        clock.enter(attempt, optimizer)
+        outermost = clock.enter(attempt, optimizer)
+        # A GradScaler has a wheel of its own.
+        if outermost and attempt is optimizer and guard_before is not None:
+            return guard_before(optimizer, args, kwargs)
+        return None
 
-    patch_optimizers(guarded(enter), guarded(clock.leave), guarded(clock.state_loaded))
+    def leave(attempt: Any, optimizer: Any) -> None:
+        if attempt is optimizer and guard_after is not None and clock.is_outermost(attempt):
+            guard_after(optimizer)
+        clock.leave(attempt, optimizer)
+
+    patch_optimizers(guarded("steps", enter), guarded("steps", leave), guarded("steps", clock.state_loaded))

@@ -10,6 +10,7 @@ import torch
 
 from gradwatch.agent.probe.arrival import when_backward_ends
 from gradwatch.agent.probe.averaging import Averaging, active_ranks
+from gradwatch.agent.probe.guard import forget_error_feedback
 from gradwatch.agent.probe.parameters import name_parameters
 from gradwatch.agent.probe.rounds import Bucket, DeviceLook, HostLook
 
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.watcher import Watcher
 
     Future = torch.futures.Future[torch.Tensor]
+
+# By name, since importing them imports numpy. With these every rank ends up with the same gradients.
+_HOOKS = "torch.distributed.algorithms.ddp_comm_hooks"
+_POWER_SGD = {f"{_HOOKS}.powerSGD_hook.{name}" for name in ("powerSGD_hook", "batched_powerSGD_hook")}
+_AGREEING = _POWER_SGD | {
+    f"{_HOOKS}.default_hooks.{name}"
+    for name in ("allreduce_hook", "fp16_compress_hook", "bf16_compress_hook")
+}
 
 # Values per round beyond one per parameter: one per bucket, of which there are fewer
 # than parameters, for the reduced gradients.
@@ -46,6 +55,8 @@ class WatchedModel:
         inner: the hook that does the reduction: the user's, or DDP's own averaging.
         inner_is_default: whether the user may still put theirs in its place.
         join_work: handle of the last notification under `join()`.
+        bad_round: the first round since the last update whose reduced gradients are bad, as far as
+            the host knows.
     """
 
     def __init__(self, watcher: Watcher, ddp: Any, parameters: Sequence[torch.Tensor], root: int) -> None:
@@ -54,6 +65,7 @@ class WatchedModel:
         self.inner: Callable[[GradBucket], Future] = self.all_reduce_mean
         self.inner_is_default = True
         self.join_work: Any = None
+        self.bad_round: int | None = None
         self.averaging = Averaging(
             gradient_as_bucket_view=ddp.gradient_as_bucket_view,
             batched_grad_copy=getattr(ddp, "batched_grad_copy", False),
@@ -68,6 +80,7 @@ class WatchedModel:
         self._handles: list[RemovableHandle] = []
         self._infos: dict[int, ParameterInfo] = {}
         self._keys: dict[int, int] = {}
+        self.parameter_ids = frozenset(id(parameter) for parameter in parameters)
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
         for parameter, info in name_parameters(ddp.module, parameters):
             key = watcher.arrivals.new_key()
@@ -150,6 +163,22 @@ class WatchedModel:
         work = group.allreduce([buffer.to(torch.float16).div_(group.size())])
         return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
+    # ------------------------------------------------------------------ the guard
+
+    def why_ranks_may_disagree(self) -> str | None:
+        """Why the reduced gradients may differ between ranks; None when they do not."""
+        hook = _full_name(self.inner)
+        if self.inner_is_default or hook.startswith(f"{__name__}.") or hook in _AGREEING:
+            return None
+        return (
+            f"its comm hook {hook} may leave ranks with different gradients, and they would not skip together"
+        )
+
+    def forget_error_feedback(self) -> None:
+        """Clear what a compressing comm hook carries from round to round."""
+        if _full_name(self.inner) in _POWER_SGD:
+            forget_error_feedback(self.inner.args[0])  # type: ignore[attr-defined]
+
     # ------------------------------------------------------------------ afterwards
 
     def catch_up(self) -> None:
@@ -178,6 +207,8 @@ class WatchedModel:
         bad = self.look.reduced(moment, [_tensor(reduction.value()) for reduction in reductions])
         if bad is not None:
             self._watcher.end_reduced(moment, bad=bad)
+        if bad and self.bad_round is None:
+            self.bad_round = moment.round
 
     # ------------------------------------------------------------------ about it
 
@@ -223,6 +254,12 @@ class WatchedModel:
 
 def _on_arrival(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
     return parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _full_name(hook: Any) -> str:
+    """`module.name` of a comm hook, inside the `partial` that gives it its state."""
+    function = getattr(hook, "func", hook)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
 
 
 def _only(work: Any) -> Future:

@@ -76,6 +76,14 @@ class Slot(Generic[T]):
             self.used = end
         return places
 
+    def flag(self, places: Sequence[int | None]) -> torch.Tensor:
+        """Enqueue whether any value at these places is non-finite: a float of shape (), 1.0 if so."""
+        taken = [place for place in places if place is not None]
+        if not taken:
+            return torch.zeros((), device=self._device.device)
+        values = self._device[min(taken) : max(taken) + 1]
+        return values.isfinite().logical_not_().any().float()
+
     def close(self) -> None:
         """All is enqueued: start the copy to the host."""
         self._host.copy_(self._device, non_blocking=True)

@@ -113,6 +113,13 @@ class Look(Protocol):
     def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
         """Look at what the reductions of a round gave; whether it is bad, if known at once."""
 
+    @property
+    def reduced_flag(self) -> torch.Tensor | None:
+        """On the device, whether the last reduced gradients looked at are bad; None if the host knows.
+
+        A float of shape (), 1.0 for bad, as optimizers take `found_inf`.
+        """
+
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """Rounds whose read-out has arrived since, oldest first."""
 
@@ -141,6 +148,11 @@ class HostLook:
         """See `Look.reduced`."""
         del moment
         return not all(scan.is_finite(buffer) for buffer in buffers)
+
+    @property
+    def reduced_flag(self) -> torch.Tensor | None:
+        """The host knows at once."""
+        return None
 
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """Nothing is ever under way."""
@@ -171,6 +183,7 @@ class DeviceLook:
         device: where the gradients are.
         new_event: `torch.cuda.Event`, or what stands for it.
         lost: called with a reason for each round that could not be looked at.
+        with_flag: whether to keep `reduced_flag`, for the guard.
     """
 
     def __init__(
@@ -179,7 +192,11 @@ class DeviceLook:
         device: torch.device,
         new_event: Callable[[], Event],
         lost: Callable[[str], object],
+        *,
+        with_flag: bool = False,
     ) -> None:
+        self.reduced_flag: torch.Tensor | None = None
+        self._with_flag = with_flag
         self._ring: Ring[_Flight] = Ring(SLOTS, capacity, device, new_event)
         self._slot: Slot[_Flight] | None = None
         self._lost = lost
@@ -201,6 +218,8 @@ class DeviceLook:
             for buffer in buffers:
                 slot.about.reduced += slot.add([buffer])
             slot.about.reduced_looked = True
+            if self._with_flag:
+                self.reduced_flag = slot.flag(slot.about.reduced)
             self._ring.release(slot)
         self._slot = None
         return None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.probe.guard import GuardPolicy
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,13 +21,14 @@ class Settings:
     job: str
     generation: int
     resume_step: int | None
+    guard: GuardPolicy | None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
         """Read them; None when the process is not watched.
 
         Raises:
-            ValueError: a number in the environment is not one.
+            ValueError: a number in the environment is not one, or the guard's policy cannot be read.
         """
         spool = environ.get("GRADWATCH_SPOOL")
         if not spool:
@@ -36,4 +39,5 @@ class Settings:
             job=environ.get("GRADWATCH_JOB") or "unnamed",
             generation=int(environ.get("GRADWATCH_GENERATION") or 0),
             resume_step=int(resume_step) if resume_step else None,
+            guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
         )

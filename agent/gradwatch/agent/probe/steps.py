@@ -61,12 +61,15 @@ class StepClock:
         if step is not None:
             self.step = step
 
-    def enter(self, attempt: Any, optimizer: Any) -> None:
+    def enter(self, attempt: Any, optimizer: Any) -> bool:
         """An update attempt begins.
 
         Args:
             attempt: what is being called, the optimizer or the GradScaler around it.
             optimizer: the optimizer.
+
+        Returns:
+            Whether it is the outermost one.
         """
         key = id(attempt)
         if key in self._open:
@@ -74,6 +77,7 @@ class StepClock:
             del self._open[self._open.index(key) :]
         self._open.append(key)
         self._counts(optimizer)
+        return len(self._open) == 1
 
     def leave(self, attempt: Any, optimizer: Any) -> None:
         """The attempt is over; the outermost one of our optimizer is a step."""
@@ -83,6 +87,10 @@ class StepClock:
         del self._open[self._open.index(key) :]
         if not self._open and self._counts(optimizer):
             self.step += 1
+
+    def is_outermost(self, attempt: Any) -> bool:
+        """Whether the attempt is under way and nothing is around it."""
+        return self._open[:1] == [id(attempt)]
 
     def _counts(self, optimizer: Any) -> bool:
         known = self._ours.get(optimizer)
@@ -110,14 +118,15 @@ def _state_step(optimizer: Any) -> int | None:
 
 
 def patch_optimizers(
-    enter: Callable[[Any, Any], None],
-    leave: Callable[[Any, Any], None],
+    enter: Callable[[Any, Any, Any, Any], Any],
+    leave: Callable[[Any, Any], Any],
     loaded: Callable[[Any], None],
 ) -> None:
     """Have every optimizer and GradScaler of this process report its update attempts.
 
     Args:
-        enter: called with (attempt, optimizer) before; must not raise.
+        enter: called with (attempt, optimizer, args, kwargs) before; for an optimizer it may return
+            other (args, kwargs) for its step. Must not raise.
         leave: called with (attempt, optimizer) after; must not raise.
         loaded: called with an optimizer that has loaded a state; must not raise.
     """
@@ -136,7 +145,9 @@ def patch_optimizers(
 
     @functools.wraps(scaler_step)
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        enter(self, optimizer)
+        if not self.is_enabled():
+            return scaler_step(self, optimizer, *args, **kwargs)
+        enter(self, optimizer, None, None)
         result = scaler_step(self, optimizer, *args, **kwargs)
         leave(self, optimizer)
         return result
@@ -152,8 +163,8 @@ def patch_optimizers(
     scaler.step = step  # type: ignore[method-assign]
     Optimizer.load_state_dict = load  # type: ignore[method-assign]
 
-    def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        enter(optimizer, optimizer)
+    def before(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        return enter(optimizer, optimizer, args, kwargs)
 
     def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         leave(optimizer, optimizer)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import Arrivals
 from gradwatch.agent.probe.fuses import Fuses
+from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.rank import identify, unwatched_message
 from gradwatch.agent.probe.rounds import Moment
@@ -44,9 +45,10 @@ class Watcher:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fuses = Fuses(lambda part, error: self._append("fault", {"part": part, "error": error}))
+        self.fuses = Fuses(lambda part, error: self.append("fault", {"part": part, "error": error}))
         self.arrivals = Arrivals()
         self.clock = StepClock(settings.resume_step)
+        self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.identity: Identity | None = None
         self.rounds = 0
         self._claim: int | None = None
@@ -88,7 +90,7 @@ class Watcher:
         if len(self._models) == 1:
             self.clock.follow(model.parameters())
         named = self.identity is not None and self.identity.rank == 0
-        self._append("model", model.as_message(with_parameters=named))
+        self.append("model", model.as_message(with_parameters=named))
 
     @property
     def watching(self) -> bool:
@@ -107,6 +109,11 @@ class Watcher:
         if was_first and self._models:
             self.clock.follow(self._models[0].parameters())
 
+    def models_of(self, optimizer: Any) -> list[WatchedModel]:
+        """The watched models of which the optimizer updates parameters."""
+        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return [model for model in self._models if not updated.isdisjoint(model.parameter_ids)]
+
     def unwatched(self, reason: str) -> None:
         """Say once that this process trains and nothing in it is watched, and why."""
         if self._said_unwatched:
@@ -114,7 +121,7 @@ class Watcher:
         self._said_unwatched = True
         message = unwatched_message(self.settings, reason)
         if self._journal is not None:
-            self._append("unwatched", message)
+            self.append("unwatched", message)
             return
         # A process with nothing to watch says its one line, and claims no rank.
         name = spool.rank_journal_name(message.get("rank", 0), spool.new_incarnation())
@@ -153,7 +160,7 @@ class Watcher:
         if self.brief:
             self.drop("repeated")
             return
-        self._append("nonfinite", nonfinite_message(model, findings))
+        self.append("nonfinite", nonfinite_message(model, findings))
 
     def end_local(self, moment: Moment, *, seen: bool) -> None:
         """All buckets of the round are enqueued for reduction.
@@ -186,6 +193,8 @@ class Watcher:
             self._settle(result.moment)
             if result.reduced_bad is not None:
                 self.end_reduced(result.moment, bad=result.reduced_bad)
+                if self.guarding is not None:
+                    self.guarding.landed(model, result.moment, bad=result.reduced_bad)
         if results:
             self.write_progress()
 
@@ -208,7 +217,7 @@ class Watcher:
         message: dict[str, Any] = {"path": path}
         if step is not None:
             message["step"] = step
-        self._append("checkpoint", message)
+        self.append("checkpoint", message)
 
     # ------------------------------------------------------------------ writing
 
@@ -249,11 +258,12 @@ class Watcher:
     def _open(self, identity: Identity, hello: dict[str, Any]) -> None:
         name = spool.rank_journal_name(identity.rank, identity.incarnation)
         self._journal = Journal(self.settings.spool, name)
-        self._append("hello", hello)
+        self.append("hello", hello)
         self.write_progress()
         atexit.register(self.finish)
 
-    def _append(self, kind: str, message: dict[str, Any]) -> None:
+    def append(self, kind: str, message: dict[str, Any]) -> None:
+        """Journal one record; says so once if it cannot be written."""
         journal = self._journal
         if journal is None or journal.append(kind, message) or self._said_dropping:
             return

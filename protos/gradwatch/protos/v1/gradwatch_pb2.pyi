@@ -107,6 +107,8 @@ class Record(google.protobuf.message.Message):
     UNWATCHED_FIELD_NUMBER: builtins.int
     LAUNCH_STARTED_FIELD_NUMBER: builtins.int
     LAUNCH_ENDED_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    GUARD_OFF_FIELD_NUMBER: builtins.int
     seq: builtins.int
     at: builtins.float
     @property
@@ -125,6 +127,10 @@ class Record(google.protobuf.message.Message):
     def launch_started(self) -> Global___LaunchStarted: ...
     @property
     def launch_ended(self) -> Global___LaunchEnded: ...
+    @property
+    def skipped(self) -> Global___Skipped: ...
+    @property
+    def guard_off(self) -> Global___GuardOff: ...
     def __init__(
         self,
         *,
@@ -138,10 +144,12 @@ class Record(google.protobuf.message.Message):
         unwatched: Global___Unwatched | None = ...,
         launch_started: Global___LaunchStarted | None = ...,
         launch_ended: Global___LaunchEnded | None = ...,
+        skipped: Global___Skipped | None = ...,
+        guard_off: Global___GuardOff | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "unwatched", b"unwatched"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "unwatched", b"unwatched"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "unwatched", b"unwatched"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "unwatched", b"unwatched"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -467,6 +475,56 @@ class Unwatched(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_world_size", b"_world_size"]) -> typing.Literal["world_size"] | None: ...
 
 Global___Unwatched: typing_extensions.TypeAlias = Unwatched
+
+@typing.final
+class Skipped(google.protobuf.message.Message):
+    """The guard kept an update from changing the weights. The same on every rank."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    CONSECUTIVE_FIELD_NUMBER: builtins.int
+    IN_LAST_1000_FIELD_NUMBER: builtins.int
+    EXHAUSTED_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    round: builtins.int
+    """the first whose reduced gradients were non-finite"""
+    consecutive: builtins.int
+    """update attempts skipped in a row, this one included"""
+    in_last_1000: builtins.int
+    """of the last 1,000 attempts"""
+    exhausted: builtins.bool
+    """a limit of the policy is reached; it goes on skipping"""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        round: builtins.int = ...,
+        consecutive: builtins.int = ...,
+        in_last_1000: builtins.int = ...,
+        exhausted: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["consecutive", b"consecutive", "exhausted", b"exhausted", "in_last_1000", b"in_last_1000", "round", b"round", "step", b"step"]) -> None: ...
+
+Global___Skipped: typing_extensions.TypeAlias = Skipped
+
+@typing.final
+class GuardOff(google.protobuf.message.Message):
+    """The policy asks for the guard, and here it cannot act."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason"]) -> None: ...
+
+Global___GuardOff: typing_extensions.TypeAlias = GuardOff
 
 @typing.final
 class LaunchStarted(google.protobuf.message.Message):

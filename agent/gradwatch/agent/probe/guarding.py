@@ -1,0 +1,133 @@
+"""When the guard acts: around the outermost `step()` of an optimizer of watched models."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_fused
+
+if TYPE_CHECKING:
+    from gradwatch.agent.probe.guard import GuardPolicy, Tally
+    from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.rounds import Moment
+    from gradwatch.agent.probe.watcher import Watcher
+
+
+class Guarding:
+    """Applies the guard's policy to one process.
+
+    Args:
+        policy: what the policy file asks for.
+        watcher: the process's.
+    """
+
+    def __init__(self, policy: GuardPolicy, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._count = SkipCount(policy)
+        self._models: list[WatchedModel] = []
+        self._held: HeldGradients | None = None
+        self._on_device = False
+        self._skipping_themselves: weakref.WeakSet[WatchedModel] = weakref.WeakSet()
+        self._said_off: set[str] = set()
+
+    def before(
+        self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """An update is about to be attempted: hold it if the reduced gradients are non-finite.
+
+        Returns:
+            Other arguments for `step`, or None.
+        """
+        self._put_back()  # if an exception left the last attempt
+        self._on_device = False
+        self._models = [model for model in self._watcher.models_of(optimizer) if self._can_guard(model)]
+        if not self._models:
+            return None
+        wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(
+            args, kwargs, lambda: self._hold_if_bad(optimizer)
+        )
+        if wrapped is not None:
+            return wrapped
+        flags = [flag for model in self._models if (flag := model.look.reduced_flag) is not None]
+        if flags and all_fused(optimizer):
+            # The kernel reads it on the device; nobody waits.
+            optimizer.grad_scale = None
+            optimizer.found_inf = torch.stack(flags).amax()
+            self._on_device = True
+            self._skipping_themselves.update(self._models)
+            return None
+        self._hold_if_bad(optimizer)
+        return None
+
+    def after(self, optimizer: Any) -> None:
+        """The attempt is over: put everything back, and say what was skipped."""
+        models, self._models = self._models, []
+        if not models:
+            return
+        if self._on_device:
+            # A leftover would make GradScaler.step raise.
+            del optimizer.grad_scale, optimizer.found_inf
+            self._on_device = False
+            return
+        skipped = self._put_back()
+        rounds = [model.bad_round for model in models if model.bad_round is not None]
+        for model in models:
+            model.bad_round = None
+        tally = self._count.attempt(skipped=skipped)
+        if tally is None:
+            return
+        for model in models:
+            model.forget_error_feedback()
+        self._say(tally, self._watcher.clock.step, min(rounds, default=0))
+
+    def landed(self, model: WatchedModel, moment: Moment, *, bad: bool) -> None:
+        """A read-out tells what a fused optimizer did on its own."""
+        if model not in self._skipping_themselves:
+            return
+        tally = self._count.attempt(skipped=bad)
+        if tally is not None:
+            self._say(tally, moment.step, moment.round)
+
+    def _put_back(self) -> bool:
+        """Give the gradients back; whether any were held."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.restore()
+        return held is not None
+
+    def _hold_if_bad(self, optimizer: Any) -> None:
+        for model in self._models:
+            model.catch_up()
+        # For a device and an optimizer that is not fused this is the one place that waits for it.
+        if any(model.bad_round is not None or _is_set(model.look.reduced_flag) for model in self._models):
+            self._held = HeldGradients(optimizer)
+
+    def _can_guard(self, model: WatchedModel) -> bool:
+        reason = model.why_ranks_may_disagree()
+        if reason is None:
+            return True
+        if reason not in self._said_off:
+            self._said_off.add(reason)
+            sys.stderr.write(f"gradwatch: the guard is off for a model: {reason}.\n")
+            self._watcher.append("guard_off", {"reason": reason})
+        return False
+
+    def _say(self, tally: Tally, step: int, round_: int) -> None:
+        self._watcher.append(
+            "skipped",
+            {
+                "step": step,
+                "round": round_,
+                "consecutive": tally.consecutive,
+                "in_last_1000": tally.in_window,
+                "exhausted": tally.exhausted,
+            },
+        )
+
+
+def _is_set(flag: torch.Tensor | None) -> bool:
+    return flag is not None and bool(flag)
