@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from tests.training.group import process_group
 
@@ -153,7 +154,66 @@ def objects_as_without_us(rank: int) -> Any:
     }
 
 
-CASES: dict[str, Callable[[int], Any]] = {"objects": objects_as_without_us}
+def fullgraph_outside(rank: int) -> Any:
+    """`torch.compile(ddp, fullgraph=True)`: whatever torch says to it, it says with us."""
+    torch.manual_seed(3)
+    ddp = DistributedDataParallel(Net())
+    module = torch.compile(ddp, backend="aot_eager", fullgraph=True)
+    try:
+        module(batch(rank, 0)).sum().backward()
+    except Exception as error:
+        return {"error": type(error).__name__}
+    return {name: parameter.grad for name, parameter in ddp.named_parameters()}
+
+
+def compiled_step(rank: int) -> Any:
+    """The optimizer's step compiled, as one graph."""
+    torch.manual_seed(3)
+    ddp = DistributedDataParallel(Net())
+    optimizer = torch.optim.Adam(ddp.parameters(), lr=0.01)
+    step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=False)
+    for number in range(4):
+        optimizer.zero_grad()
+        ddp(batch(rank, number)).pow(2).mean().backward()
+        step()
+    return ddp.state_dict()
+
+
+def reentrant_checkpoint(rank: int) -> Any:
+    """Activation checkpointing of both kinds: nested backward passes in one of them."""
+    results = {}
+    for reentrant in (True, False):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+        ddp = DistributedDataParallel(Checkpointed(model, reentrant=reentrant), static_graph=reentrant)
+        optimizer = torch.optim.Adam(ddp.parameters(), lr=0.01)
+        for step in range(4):
+            optimizer.zero_grad()
+            inputs = batch(rank, step).float().requires_grad_()
+            ddp(inputs).pow(2).mean().backward()
+            optimizer.step()
+        results[str(reentrant)] = {name: value.clone() for name, value in ddp.state_dict().items()}
+    return results
+
+
+class Checkpointed(nn.Module):
+    """Its middle is recomputed in the backward pass."""
+
+    def __init__(self, inner: nn.Sequential, *, reentrant: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.reentrant = reentrant
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.inner, inputs, use_reentrant=self.reentrant)
+
+
+CASES: dict[str, Callable[[int], Any]] = {
+    "objects": objects_as_without_us,
+    "compile-outside-fullgraph": fullgraph_outside,
+    "compiled-step": compiled_step,
+    "checkpointing": reentrant_checkpoint,
+}
 
 
 def case(name: str, **options: Any) -> None:
