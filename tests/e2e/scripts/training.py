@@ -46,7 +46,8 @@ def fail(rank: int, step: int) -> None:
 def tell_modules(rank: int) -> None:
     """Print what no watched process may have loaded."""
     loaded = sorted(name for name in ("grpc", "google.protobuf") if name in sys.modules)
-    print(f"rank {rank} loaded {loaded}", flush=True)
+    # One write: torchrun runs Python unbuffered, and print would write the newline by itself.
+    sys.stdout.write(f"rank {rank} loaded {loaded}\n")
 
 
 def group() -> int:
