@@ -95,9 +95,9 @@ def hf(folder: Path, network, optimizer, *, step: int, shards: int = 1, safe: bo
     torch.save(torch.optim.lr_scheduler.StepLR(optimizer, 10).state_dict(), folder / "scheduler.pt")
     import random
 
-    import numpy
+    import numpy as np
 
-    rng = {"python": random.getstate(), "numpy": numpy.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
+    rng = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
     torch.save(rng, folder / "rng_state.pth")
     torch.save(Arguments(), folder / "training_args.bin")
     state_of_trainer = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import io
 import os
 import pickle
 import pickletools
 import struct
 
-import numpy
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,10 +42,8 @@ def test_a_damaged_pickle_gives_a_value_or_an_error_and_nothing_else(value, prot
     damaged = bytearray(pickle.dumps(value, protocol))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(UnreadableError):
         unpickle(bytes(damaged))
-    except UnreadableError:
-        pass
 
 
 def reduce_to(function, *arguments) -> bytes:
@@ -144,9 +143,9 @@ def test_containers_and_numbers_of_the_standard_library_and_numpy():
             {
                 "ordered": collections.OrderedDict(a=1),
                 "default": collections.defaultdict(list, b=[2]),
-                "count": numpy.int64(-7),
-                "array": numpy.array([1.0, float("nan")], dtype="f4"),
-                "scalar": numpy.float64(2.5),
+                "count": np.int64(-7),
+                "array": np.array([1.0, float("nan")], dtype="f4"),
+                "scalar": np.float64(2.5),
                 "namespace": argparse.Namespace(lr=3),
             },
             protocol=2,

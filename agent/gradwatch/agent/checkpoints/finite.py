@@ -7,6 +7,7 @@ cache: that costs little more than reading them. Measured in benchmarks/RESULTS.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-# Fits a core's cache together with the kernel's copy of it; larger ones were slower [256 KiB to 16 MiB].
-BUFFER_BYTES = 512 << 10
+# Small enough for a core's cache, large enough that the bytes cost more than the calls.
+BUFFER_BYTES = 2 << 20
 _COMPLEX_PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 
 
@@ -118,8 +119,9 @@ class Looker:
 
     def __init__(self) -> None:
         self.read_bytes = 0
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._memory = memoryview(self._buffer)
+        # Page-aligned, which the kernel copies into fastest.
+        self._memory = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+        self._views: dict[torch.dtype, torch.Tensor] = {}
         self._file: Path | None = None
         self._descriptor = -1
         # The buffer holds bytes [start, end) of the file.
@@ -188,12 +190,16 @@ class Looker:
             if position + dtype.itemsize > self._end:
                 raise TornError(f"{extent.file.name} ends at byte {self._end}, within a tensor")
             count = (min(self._end, end) - position) // dtype.itemsize
-            offset = position - self._start
-            yield (
-                position - extent.offset,
-                torch.frombuffer(self._buffer, dtype=dtype, count=count, offset=offset),
-            )
+            begin = (position - self._start) // dtype.itemsize
+            yield position - extent.offset, self._view(dtype)[begin : begin + count]
             position += count * dtype.itemsize
+
+    def _view(self, dtype: torch.dtype) -> torch.Tensor:
+        """The whole buffer as elements of a type."""
+        view = self._views.get(dtype)
+        if view is None:
+            view = self._views[dtype] = torch.frombuffer(self._memory, dtype=dtype)
+        return view
 
     def _open(self, file: Path) -> None:
         if file != self._file:

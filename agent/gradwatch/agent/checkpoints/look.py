@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -215,4 +214,4 @@ class _Values:
 
 def _identity(run: Run) -> tuple[object, ...]:
     view = None if run.view is None else (run.view.offset, run.view.size, run.view.stride)
-    return (*dataclasses.astuple(run.extent), run.dtype, view)
+    return (str(run.extent.file), run.extent.offset, run.extent.nbytes, run.dtype, view)

@@ -6,6 +6,7 @@ of `torch._utils._rebuild_*`, `numpy._core.multiarray` and of the standard conta
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.checkpoints.values import (
@@ -42,6 +43,10 @@ _STORAGES = {
 }
 # numpy's type strings without the byte order.
 _NUMPY = {"f8": "float64", "f4": "float32", "f2": "float16", "c16": "complex128", "c8": "complex64"}
+# Rebuilders of sparse, nested, quantized and wrapped tensors; FSDP's ShardedTensor.
+_TENSOR = re.compile(
+    r"torch\._utils\._rebuild_|torch\.nested\.|torch\.distributed\..*\.(ShardedTensor|DTensor)$"
+)
 _UNTYPED = "UntypedStorage"
 _MAX_KEY_NODES = 1000
 _MAX_KEY_DEPTH = 20
@@ -56,7 +61,7 @@ def call(name: str, args: tuple[Any, ...]) -> Any:
     """
     known = _CALLS.get(name)
     if known is None:
-        return Stub(name, args)
+        return Stub(name, args, tensor=_TENSOR.match(name) is not None)
     try:
         return known(args)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
@@ -167,6 +172,7 @@ def _from_type(args: tuple[Any, ...]) -> Any:
     made = call(function.name, inner)
     if isinstance(made, Stub):
         made.name = kind.name
+        made.tensor = True
         made.state = state
     return made
 

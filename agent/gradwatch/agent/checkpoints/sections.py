@@ -124,7 +124,10 @@ class _Walk:
 
     def _object(self, value: Stub, path: str, depth: int) -> None:
         attributes = value.attributes()
-        if "_parameters" in attributes and "_modules" in attributes:
+        if value.tensor:
+            self._seen.discard(id(value))
+            self.everything(value, path, Section.PARAMETERS)
+        elif "_parameters" in attributes and "_modules" in attributes:
             self._module(attributes, path, depth)
         elif _is_optimizer(attributes):
             self.optimizer(attributes, path)
@@ -249,13 +252,15 @@ def _is_state_dict(value: dict[Any, Any]) -> bool:
     held = [inner for key, inner in value.items() if not str(key).endswith("_extra_state")]
     return (
         all(isinstance(key, str) for key in value)
-        and any(isinstance(inner, _LEAVES) or _leaf_stub(inner) for inner in held)
-        and not any(isinstance(inner, _CONTAINERS) for inner in held)
+        and any(isinstance(inner, _LEAVES) or _is_tensor(inner) for inner in held)
+        and not any(
+            isinstance(inner, _CONTAINERS) or (isinstance(inner, Stub) and not inner.tensor) for inner in held
+        )
     )
 
 
-def _leaf_stub(value: Any) -> bool:
-    return isinstance(value, Stub) and bool(_leaves_within([value]))
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Stub) and value.tensor
 
 
 def _join(path: str, key: object) -> str:

@@ -60,10 +60,7 @@ def _read_zip(window: Window) -> Any:
     members = _members(window)
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        script = any(name.endswith("/constants.pkl") for name in members)
-        raise UnreadableError(
-            "a TorchScript archive" if script else "a zip file that torch.save did not write"
-        )
+        raise UnreadableError("a zip file that torch.save did not write")
     prefix = pickles[0].removesuffix("data.pkl")
     order = members.get(f"{prefix}byteorder")
     if order is not None and _contents(window, order).strip() != b"little":

@@ -88,12 +88,14 @@ class Stub:
         state: what `__setstate__` would have got; None if nothing.
         items: what would have been appended to it.
         mapping: what would have been set in it by key.
+        tensor: it would be a kind of tensor, such as a DTensor; what it is made of lies inside.
     """
 
-    __slots__ = ("args", "items", "mapping", "name", "state")
+    __slots__ = ("args", "items", "mapping", "name", "state", "tensor")
 
-    def __init__(self, name: str, args: tuple[Any, ...] = ()) -> None:
+    def __init__(self, name: str, args: tuple[Any, ...] = (), *, tensor: bool = False) -> None:
         self.name = name
+        self.tensor = tensor
         self.args = args
         self.state: Any = None
         self.items: list[Any] = []
