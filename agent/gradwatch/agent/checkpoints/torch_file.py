@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
-from typing import Any
+from typing import IO, Any
 
 from gradwatch.agent.checkpoints import tar_file
 from gradwatch.agent.checkpoints.unpickle import MAX_BYTES, Clamped, unpickle, unpickle_from
@@ -18,6 +18,7 @@ from gradwatch.agent.checkpoints.window import Storages, Window
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = b"\x80"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # name and extra lengths are at 26
 _ANNOUNCED = struct.Struct("<q")
 
@@ -31,7 +32,7 @@ def read(extent: Extent) -> Any:
         OSError: the file cannot be opened.
     """
     with extent.file.open("rb") as file:
-        window = Window(file, extent)
+        window = _window(file, extent)
         if window.read(4) == _ZIP_MAGIC:
             return _read_zip(window)
         window.seek(0)
@@ -49,11 +50,15 @@ def check(extent: Extent) -> None:
         OSError: the file cannot be opened.
     """
     with extent.file.open("rb") as file:
-        window = Window(file, extent)
-        if extent.nbytes == 0:
-            raise TornError("it is empty")
+        window = _window(file, extent)
         if window.read(4) == _ZIP_MAGIC:
             _members(window)
+
+
+def _window(file: IO[bytes], extent: Extent) -> Window:
+    if extent.nbytes == 0:
+        raise TornError("it is empty")
+    return Window(file, extent)
 
 
 def _read_zip(window: Window) -> Any:
@@ -89,7 +94,7 @@ def _members(window: Window) -> dict[str, zipfile.ZipInfo]:
         raise TornError(f"its zip directory is damaged: {error}") from error
     members = {}
     for info in infos:
-        if info.header_offset + info.file_size > window.extent.nbytes:
+        if info.header_offset + info.compress_size > window.extent.nbytes:
             raise TornError(f"{info.filename} ends after the end of the file")
         members[info.filename] = info
     return members
@@ -98,8 +103,10 @@ def _members(window: Window) -> dict[str, zipfile.ZipInfo]:
 def _extent(window: Window, member: zipfile.ZipInfo) -> Extent:
     if member.compress_type != zipfile.ZIP_STORED:
         raise UnreadableError(f"{member.filename} is compressed")
-    window.seek(member.header_offset)
-    header = window.read(_LOCAL_HEADER.size)
+    header = b""
+    if member.header_offset >= 0:
+        window.seek(member.header_offset)
+        header = window.read(_LOCAL_HEADER.size)
     if len(header) != _LOCAL_HEADER.size or header[:4] != _ZIP_MAGIC:
         raise TornError(f"{member.filename} is not where the zip directory says")
     _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
@@ -120,6 +127,8 @@ def _read_legacy(window: Window) -> Any:
     try:
         magic = unpickle_from(stream)
     except UnreadableError as error:
+        if window.tell() >= window.extent.nbytes and _begins_as_pickle(window):
+            raise TornError("it ends in the middle of its first pickle") from error
         raise UnreadableError("not a file that torch.save wrote") from error
     if magic != _LEGACY_MAGIC:
         raise UnreadableError("a pickle that torch.save did not write")
@@ -145,6 +154,11 @@ def _read_legacy(window: Window) -> Any:
         window.seek(nbytes, io.SEEK_CUR)
     named.place_views()
     return value
+
+
+def _begins_as_pickle(window: Window) -> bool:
+    window.seek(0)
+    return window.read(1) == _PROTOCOL
 
 
 def _exactly(window: Window, count: int) -> bytes:
