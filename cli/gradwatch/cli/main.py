@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from gradwatch.cli import collector, doctor, events, incident, incidents, jobs, run_command, sidecar
+from gradwatch.cli import collector, doctor, events, incident, incidents, jobs, policy, run_command, sidecar
 from gradwatch.cli.demo import command as demo
 from gradwatch.cli.errors import CliError
 
@@ -31,6 +31,7 @@ app.command("jobs")(jobs.jobs)
 app.command("doctor")(doctor.doctor)
 app.command("collector")(collector.collector)
 app.command("sidecar")(sidecar.sidecar)
+app.add_typer(policy.app, name="policy")
 
 
 def run() -> None:

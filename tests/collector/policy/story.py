@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.fold import fold, tick
-from gradwatch.collector.model import Changes, FoldConfig, Incident, State, apply
+from gradwatch.collector.model import Changes, Event, FoldConfig, Incident, State, apply
+from gradwatch.collector.observations import LaunchEnded
 from gradwatch.collector.policy.decision import Decision, Outcome, conclude
 from gradwatch.collector.policy.document import load_policy
 from gradwatch.collector.policy.dossier import Checkpoint, Dossier, observe, with_checkpoint, with_decision
@@ -47,6 +48,7 @@ class Story:
     now: float = NOW
     generation: int = -1
     answers: dict[str, Answer] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
     _sent: dict[int, int] = field(default_factory=dict)
     _bad: dict[int, set[int]] = field(default_factory=dict)
     _attempt: int = 0
@@ -72,6 +74,11 @@ class Story:
         """A rank journals something."""
         self._tell(batch(self._journal(rank), self._sent[rank], *bodies))
         self._sent[rank] += len(bodies)
+        return self
+
+    def say_launch(self, body: obs.LaunchStarted | obs.LaunchEnded) -> Story:
+        """The launcher journals something."""
+        self._tell(batch("l", isinstance(body, LaunchEnded), body))
         return self
 
     def passed(self, round_: int, last_bad_round: int | None = None) -> Story:
@@ -105,8 +112,8 @@ class Story:
         return self
 
     def perform(self) -> Story:
-        """The pending decision is performed; what it quarantines is so from now on."""
-        decision = self.decisions[-1]
+        """The newest pending decision is performed; what it quarantines is so from now on."""
+        decision = next(one for one in reversed(self.decisions) if one.outcome is Outcome.PENDING)
         self.dossier = with_decision(self.dossier, conclude(decision, Outcome.PERFORMED, "done"))
         for one in self.dossier.checkpoints:
             if one.path in decision.quarantine:
@@ -143,6 +150,7 @@ class Story:
         self._take_in(fold(self.state, report(*parts), FoldConfig(), self.now))
 
     def _take_in(self, changes: Changes) -> None:
+        self.events += changes.events
         self.state = apply(self.state, changes)
         self.dossier = observe(self.dossier, self.state, changes)
         while ids := due(self.state, self.dossier):

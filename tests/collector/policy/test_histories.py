@@ -13,6 +13,7 @@ from gradwatch.collector.policy.decision import Outcome, conclude
 from gradwatch.collector.policy.dossier import Dossier, with_decision
 from gradwatch.collector.policy.engine import decide
 from gradwatch.collector.policy.model import Action, Mode, Policy, Scope
+from gradwatch.collector.policy.refusals import refusal_to_perform
 from gradwatch.collector.policy.reload import InForce, reload
 from tests.collector.history import batch, launch_ended, launch_started
 from tests.collector.policy.story import HEAD, Story, checkpoint, policy
@@ -136,9 +137,11 @@ class Job:
         if how == "relaunch":
             self.story._tell(batch(f"l{self.launches}", 1, launch_ended(f"l{self.launches}")))
             self.launch()
-        if how == "perform" and pending and pending[-1].checkpoint is not None:
-            self.story.perform()
-            self.step = self.story.decisions[-1].checkpoint.step
+        state, dossier = self.story.state, self.story.dossier
+        if how == "perform" and pending and refusal_to_perform(state, dossier, pending[-1]) is None:
+            if pending[-1].checkpoint is not None:
+                self.story.perform()
+                self.step = pending[-1].checkpoint.step
         elif how == "fail" and pending:
             failed = conclude(pending[-1], Outcome.FAILED, "disk full")
             self.story.dossier = with_decision(self.story.dossier, failed)
