@@ -51,6 +51,7 @@ class Story:
     events: list[Event] = field(default_factory=list)
     _sent: dict[int, int] = field(default_factory=dict)
     _bad: dict[int, set[int]] = field(default_factory=dict)
+    _skipped: list[int] = field(default_factory=list)
     _attempt: int = 0
 
     def start(self, generation: int | None = None) -> Story:
@@ -59,6 +60,7 @@ class Story:
         self._attempt += 1
         self._sent = dict.fromkeys(range(self.world_size), 1)
         self._bad = {rank: set() for rank in range(self.world_size)}
+        self._skipped = []
         for rank in range(self.world_size):
             said = hello(rank, self.world_size, generation=self.generation, attempt_key=f"k{self._attempt}")
             self._tell(batch(self._journal(rank), 0, said))
@@ -83,7 +85,9 @@ class Story:
 
     def passed(self, round_: int, last_bad_round: int | None = None) -> Story:
         """All ranks have passed a round."""
-        rounds = [bad for rounds in self._bad.values() for bad in rounds]
+        if last_bad_round is not None:
+            self._skipped.append(last_bad_round)
+        rounds = [*self._skipped, *(bad for rounds in self._bad.values() for bad in rounds)]
         self._tell(
             *(
                 progress(
@@ -92,7 +96,7 @@ class Story:
                     self._sent[rank],
                     step=round_,
                     bad_rounds=len(self._bad[rank]),
-                    last_bad_round=max(rounds, default=last_bad_round),
+                    last_bad_round=max(rounds, default=None),
                 )
                 for rank in range(self.world_size)
             )
