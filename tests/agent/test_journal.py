@@ -138,6 +138,19 @@ def test_a_write_cut_short_loses_one_line_and_no_other(tmp_path, file_size_limit
     assert [(record["seq"], record["fault"]["part"]) for record in good] == [(0, "before"), (1, "after")]
 
 
+def test_a_write_that_lacks_only_its_newline_is_a_record(tmp_path, file_size_limit, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1.5)
+    journal = open_journal(tmp_path)
+    body = {"part": "cut", "error": "x" * PROGRESS_BYTES}
+    whole_line = json.dumps({"seq": 0, "at": 1.5, "fault": body}, separators=(",", ":"))
+    file_size_limit(len(whole_line))
+    assert journal.append("fault", body)
+    file_size_limit(resource.RLIM_INFINITY)
+    assert journal.append("fault", {"part": "after", "error": ""})
+    assert [json.loads(line)["seq"] for line in lines(tmp_path)] == [0, 1]
+    assert journal.dropped == {}
+
+
 def test_a_spool_that_cannot_be_written_is_an_error_at_opening(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         open_journal(tmp_path / "absent")

@@ -95,10 +95,10 @@ class Journal:
             except OSError as error:
                 return self._drop("disk_full" if error.errno in _NO_SPACE else "write_failed")
             self._size += written
-            if written != len(data):
-                self._torn = True
+            self._torn = written != len(data)
+            if written < len(data) - 1:
                 return self._drop("disk_full")
-            self._torn = False
+            # Also when only the newline is missing: the next write brings it, and this record with it.
             self.records += 1
             if self._size >= self._segment_bytes:
                 self._rotate()

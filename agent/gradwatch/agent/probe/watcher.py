@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROUNDS_IN_FULL = 16
 GRADIENTS_PER_RECORD = 16
 TAG_CHARACTERS = 4096
+LINGER_SECONDS = 0.02
 
 
 class Watcher:
@@ -254,6 +255,10 @@ class Watcher:
             self.fuses.blow("exit", error)
         if self._journal is not None:
             self._journal.close()
+        if self.rounds:
+            # gloo's threads still let go of the last reductions' Python callbacks; one that comes
+            # for the interpreter's lock once that is being taken down aborts the process.
+            time.sleep(LINGER_SECONDS)
 
     def _open(self, identity: Identity, hello: dict[str, Any]) -> None:
         name = spool.rank_journal_name(identity.rank, identity.incarnation)
