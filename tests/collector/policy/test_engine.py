@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
 from gradwatch.collector.errors import IllegalTransitionError
 from gradwatch.collector.observations import GuardOff, Phase, Skipped, Value
 from gradwatch.collector.policy.decision import Outcome, Target, Unfit, Verdict, conclude
-from gradwatch.collector.policy.dossier import with_decision
+from gradwatch.collector.policy.decision_document import as_document
+from gradwatch.collector.policy.dossier import Dossier, with_decision
 from gradwatch.collector.policy.engine import decide
 from gradwatch.collector.policy.model import Action
 from gradwatch.collector.policy.refusals import Silence, refusal_to_perform
@@ -488,3 +491,11 @@ def test_the_same_case_gives_the_same_decision():
     one = Story(policy(ROLL_BACK)).saved(checkpoint(1)).start().bad(5)
     again = decide(one.state, replace(one.dossier, decisions=()), one.policy, one.decision.incident, one.now)
     assert again.decision == one.decision
+
+
+def test_a_dossier_is_the_same_once_stored():
+    story = Story(policy(ROLL_BACK)).saved(checkpoint(1), checkpoint(9, bad_buffers=("mask",))).start().bad(5)
+    story.say(0, Skipped(step=6, round=6, consecutive=1, in_last_1000=1, exhausted=True))
+    codec = TypeAdapter(Dossier)
+    assert codec.validate_json(codec.dump_json(story.dossier)) == story.dossier
+    assert json.dumps(as_document(story.decision))
