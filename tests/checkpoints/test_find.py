@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradwatch.agent.checkpoints import find, listing
-from gradwatch.agent.checkpoints.find import Layout
 from gradwatch.agent.checkpoints.listing import File, Listing
+from gradwatch.agent.checkpoints.result import Layout
 
 HF = (
     "config.json",

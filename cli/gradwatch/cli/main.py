@@ -8,7 +8,18 @@ import sys
 
 import typer
 
-from gradwatch.cli import collector, doctor, events, incident, incidents, jobs, policy, run_command, sidecar
+from gradwatch.cli import (
+    checkpoints,
+    collector,
+    doctor,
+    events,
+    incident,
+    incidents,
+    jobs,
+    policy,
+    run_command,
+    sidecar,
+)
 from gradwatch.cli.demo import command as demo
 from gradwatch.cli.errors import CliError
 
@@ -32,6 +43,7 @@ app.command("doctor")(doctor.doctor)
 app.command("collector")(collector.collector)
 app.command("sidecar")(sidecar.sidecar)
 app.add_typer(policy.app, name="policy")
+app.add_typer(checkpoints.app, name="checkpoints")
 
 
 def run() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.checkpoints import find
-from gradwatch.agent.checkpoints.dcp import METADATA, SHARD_SUFFIX
 from gradwatch.agent.checkpoints.result import Completeness
 
 if TYPE_CHECKING:
@@ -78,9 +77,9 @@ def dcp_problems(metadata: Metadata, files: Mapping[str, File]) -> list[str]:
         elif file.size < length:
             problems.append(f"{shard} has {file.size} of {length} bytes")
     # .metadata is written last: a younger shard is the work of another save.
-    written = files[METADATA].mtime_ns
+    written = files[find.METADATA].mtime_ns
     newer = sorted(
-        path for path, file in files.items() if path.endswith(SHARD_SUFFIX) and file.mtime_ns > written
+        path for path, file in files.items() if path.endswith(find.SHARD_SUFFIX) and file.mtime_ns > written
     )
     if newer:
         problems.append(f"{newer[0]} is newer than .metadata: a later save into this folder has not finished")

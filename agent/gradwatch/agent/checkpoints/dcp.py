@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-METADATA = ".metadata"
-SHARD_SUFFIX = ".distcp"
 # Entries that are not tensors are read only if they tell a step.
 _STEP_BYTES = 1 << 16
 _SAFE_NAME_PARTS = frozenset({"", ".", ".."})

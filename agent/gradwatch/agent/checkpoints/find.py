@@ -9,26 +9,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from gradwatch.agent.checkpoints.dcp import METADATA, SHARD_SUFFIX
+from gradwatch.agent.checkpoints.result import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from gradwatch.agent.checkpoints.listing import Listing
-
-
-class Layout(str, Enum):
-    """How a checkpoint is laid out."""
-
-    AUTO = "auto"
-    TORCH = "torch"
-    DCP = "dcp"
-    HF = "hf"
-    LIGHTNING = "lightning"
-    SAFETENSORS = "safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,6 +39,9 @@ class Candidate:
         return self.files != frozenset({"."})
 
 
+# Written last by DCP, when all shards are there.
+METADATA = ".metadata"
+SHARD_SUFFIX = ".distcp"
 TRAINER_STATE = "trainer_state.json"
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 _SAFETENSORS = ".safetensors"

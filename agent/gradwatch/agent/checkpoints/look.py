@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.checkpoints import complete, find, finite, listing
-from gradwatch.agent.checkpoints.find import Layout
 from gradwatch.agent.checkpoints.finite import Found, Looker, Run
 from gradwatch.agent.checkpoints.opened import Opened, open_checkpoint
 from gradwatch.agent.checkpoints.result import (
     Bad,
     Completeness,
+    Layout,
     ScanResult,
     Section,
     SectionCount,

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.checkpoints import complete, dcp, find, safetensors_file, sections, torch_file
-from gradwatch.agent.checkpoints.find import Layout
-from gradwatch.agent.checkpoints.result import Section, Step, StepSource, Unreadable
+from gradwatch.agent.checkpoints.result import Layout, Section, Step, StepSource, Unreadable
 from gradwatch.agent.checkpoints.values import Extent, TornError, UnreadableError
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class _Opening:
         if self._candidate.layout is Layout.HF:
             self.result.problems += complete.hf_problems(direct, shards, siblings)
         folders = {
-            path.rpartition("/")[0] for path in self._candidate.files if path.endswith(dcp.SHARD_SUFFIX)
+            path.rpartition("/")[0] for path in self._candidate.files if path.endswith(find.SHARD_SUFFIX)
         }
         for inner in sorted(folders):
             self.dcp(inner + "/")
@@ -120,13 +119,13 @@ class _Opening:
     def dcp(self, prefix: str) -> None:
         """A folder of shards: all of the checkpoint if the prefix is empty."""
         files = {path[len(prefix) :]: file for path, file in self._files.items() if path.startswith(prefix)}
-        marker = f"{prefix}{dcp.METADATA}"
-        if dcp.METADATA not in files:
+        marker = f"{prefix}{find.METADATA}"
+        if find.METADATA not in files:
             self.result.problems.append(f"{marker}, which is written last, is missing")
             return
         folder = self._folder / prefix
         try:
-            metadata = dcp.read_metadata((folder / dcp.METADATA).read_bytes())
+            metadata = dcp.read_metadata((folder / find.METADATA).read_bytes())
             self.result.problems += complete.dcp_problems(metadata, files)
             self.result.problems += [f"no shard has {key}" for key in dcp.missing(metadata)[:1]]
             self._judge(dcp.tree(folder, metadata), marker, None)

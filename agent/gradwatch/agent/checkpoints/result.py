@@ -16,6 +16,17 @@ class Completeness(str, Enum):
     TORN = "torn"
 
 
+class Layout(str, Enum):
+    """How a checkpoint is laid out; AUTO where that is asked for and all will do."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    DCP = "dcp"
+    HF = "hf"
+    LIGHTNING = "lightning"
+    SAFETENSORS = "safetensors"
+
+
 class Section(str, Enum):
     """What part of the training's state a tensor belongs to."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from pathlib import Path
 from gradwatch.agent.checkpoints.result import ScanResult
 
 # Beyond what the interpreter and torch have taken: a pickle that wants more gets a MemoryError.
-_MEMORY = 4 << 30
+_MEMORY = 2 << 30
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273}
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_IDLE = 3 << 13
@@ -69,7 +70,8 @@ def _scan(path: Path) -> ScanResult:
     from gradwatch.agent.checkpoints.look import look
 
     try:
-        return look(Path(os.path.abspath(path)))  # noqa: PTH100 - resolve() would follow a symlink
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a symlink
+        return dataclasses.replace(look(absolute), path=str(path))
     except OSError as error:
         return ScanResult(str(path), error=f"cannot read it: {error.strerror or error}")
     except MemoryError:
