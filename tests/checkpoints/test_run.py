@@ -111,6 +111,13 @@ def test_a_child_that_dies_costs_one_checkpoint(tmp_path, monkeypatch):
     ]
 
 
+def test_a_file_that_is_cut_short_under_the_childs_hands_is_in_flight(tmp_path, monkeypatch):
+    """The kernel's answer to reading what was mapped and is no more."""
+    fake_child(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGBUS)\n")
+    result = asyncio.run(run.run_scan(tmp_path / "x.pt"))
+    assert (result.completeness, result.finite, result.error) == (Completeness.IN_FLIGHT, None, None)
+
+
 def test_a_child_that_prints_something_else_is_an_error_value(tmp_path, monkeypatch):
     fake_child(tmp_path, monkeypatch, "print('hello', flush=True)\ntime.sleep(60)\n")
     assert "printed something else" in asyncio.run(run.run_scan(tmp_path / "x.pt")).error

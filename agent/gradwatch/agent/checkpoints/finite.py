@@ -1,7 +1,7 @@
 """Looking at the values of tensors on disk: one read pass, in the order of the files, in bounded memory.
 
-The bytes go through one small buffer, where they are summed while they are still in the processor's
-cache: that costs little more than reading them. Measured in benchmarks/RESULTS.md.
+The files are mapped, a window at a time: summing what the file system has cached costs less than copying it
+first. A file that is cut short meanwhile ends the process with SIGBUS, which `run` understands.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-# Small enough for a core's cache, large enough that the bytes cost more than the calls.
-BUFFER_BYTES = 2 << 20
+WINDOW_BYTES = 32 << 20
+# Looked at in one call: large enough that the bytes cost more than the call.
+BLOCK_BYTES = 4 << 20
 _COMPLEX_PARTS = {"complex128": "float64", "complex64": "float32", "complex32": "float16"}
 
 
@@ -114,24 +115,24 @@ class Looker:
     """Reads runs and counts what in them is not finite.
 
     Attributes:
-        read_bytes: read so far.
+        read_bytes: looked at so far.
     """
 
     def __init__(self) -> None:
         self.read_bytes = 0
-        # Page-aligned, which the kernel copies into fastest.
-        self._memory = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        self._views: dict[torch.dtype, torch.Tensor] = {}
         self._file: Path | None = None
         self._descriptor = -1
-        # The buffer holds bytes [start, end) of the file.
+        self._size = 0
+        # Bytes [start, end) of the file.
+        self._window: mmap.mmap | None = None
         self._start = self._end = 0
 
     def close(self) -> None:
         """Close the file that is open."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._file, self._descriptor = None, -1
+        self._file, self._descriptor, self._window = None, -1, None
+        self._start = self._end = 0
 
     def look(self, run: Run) -> Found:
         """Count the non-finite elements of a run. Neighbouring runs in the order of the file are read once.
@@ -180,44 +181,44 @@ class Looker:
         return float(next(iter(self._blocks(small, dtype)))[1][0].item())
 
     def _blocks(self, extent: Extent, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-        """The elements in pieces that fit the buffer, each with its byte offset in the run."""
+        """The elements in pieces, each with its byte offset in the run."""
         self._open(extent.file)
         position, end = extent.offset, extent.offset + extent.nbytes
+        if end > self._size:
+            raise TornError(f"{extent.file.name} ends at byte {self._size}, within a tensor")
         while position < end:
-            aligned = (position - self._start) % dtype.itemsize == 0
-            if not (aligned and self._start <= position and position + dtype.itemsize <= self._end):
-                self._fill(position)
-            if position + dtype.itemsize > self._end:
-                raise TornError(f"{extent.file.name} ends at byte {self._end}, within a tensor")
-            count = (min(self._end, end) - position) // dtype.itemsize
-            begin = (position - self._start) // dtype.itemsize
-            yield position - extent.offset, self._view(dtype)[begin : begin + count]
+            if not (self._start <= position and position + dtype.itemsize <= self._end):
+                self._map(position)
+            count = min(self._end - position, end - position, BLOCK_BYTES) // dtype.itemsize
+            window = self._window
+            assert window is not None  # noqa: S101 - mapped above
+            yield (
+                position - extent.offset,
+                torch.frombuffer(window, dtype=dtype, count=count, offset=position - self._start),
+            )
             position += count * dtype.itemsize
-
-    def _view(self, dtype: torch.dtype) -> torch.Tensor:
-        """The whole buffer as elements of a type."""
-        view = self._views.get(dtype)
-        if view is None:
-            view = self._views[dtype] = torch.frombuffer(self._memory, dtype=dtype)
-        return view
+            self.read_bytes += count * dtype.itemsize
 
     def _open(self, file: Path) -> None:
         if file != self._file:
             self.close()
             self._descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             self._file = file
-            self._start = self._end = 0
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            self._size = os.fstat(self._descriptor).st_size
 
-    def _fill(self, position: int) -> None:
-        read = 0
-        while read < BUFFER_BYTES:
-            got = os.preadv(self._descriptor, [self._memory[read:]], position + read)
-            read += got
-            if not got:
-                break
-        self.read_bytes += read
-        self._start, self._end = position, position + read
+    def _map(self, position: int) -> None:
+        self._start = position - position % mmap.ALLOCATIONGRANULARITY
+        self._end = min(self._start + WINDOW_BYTES, self._size)
+        # Private and writable, since torch warns of memory that it might not write to.
+        self._window = mmap.mmap(
+            self._descriptor,
+            self._end - self._start,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=self._start,
+        )
+        # Have the next one read meanwhile: page by page would be slow on a network's file system.
+        os.posix_fadvise(self._descriptor, self._start, 2 * WINDOW_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def merge(parts: Iterable[Found]) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -97,19 +98,25 @@ def _files(seen: listing.Listing, candidate: find.Candidate) -> dict[str, File]:
 
 
 def _siblings(path: Path, candidate: find.Candidate) -> list[list[str]]:
-    """The files directly in the other Hugging Face checkpoints beside one."""
+    """The files directly in the other Hugging Face checkpoints beside one, of the same series."""
     if candidate.layout is not Layout.HF:
         return []
     siblings = []
     try:
         for other in sorted(path.parent.iterdir()):
-            if other.name != path.name and other.is_dir() and not other.is_symlink():
+            alike = other.name != path.name and _kind(other.name) == _kind(path.name)
+            if alike and other.is_dir() and not other.is_symlink():
                 names = [entry.name for entry in other.iterdir()]
                 if find.folder_layout(names, other.name) is Layout.HF:
                     siblings.append(names)
     except OSError:
         return []
     return siblings
+
+
+def _kind(name: str) -> str:
+    """A folder's name but for its numbers: a final model is no sibling of checkpoint-500."""
+    return re.sub(r"\d+", "0", name)
 
 
 class _Values:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-from gradwatch.agent.checkpoints.result import ScanResult
+from gradwatch.agent.checkpoints.result import Completeness, ScanResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -99,7 +100,7 @@ async def _one_child(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
                 return
             if result is None:
                 code = await child.wait()
-                yield ScanResult(str(path), error=f"the scan {_ending(code)}: {await said}".rstrip(": "))
+                yield _died(path, code, await said)
                 return
             yield result
         await child.wait()
@@ -115,8 +116,13 @@ def _parse(line: bytes) -> ScanResult | None:
     return ScanResult.from_json(json.loads(line)) if line.endswith(b"\n") else None
 
 
-def _ending(code: int) -> str:
-    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+def _died(path: Path, code: int, said: str) -> ScanResult:
+    if code == -signal.SIGBUS:
+        # What a file gives that is mapped and no longer that long: somebody saves over it.
+        reason = "it was cut short while it was read"
+        return ScanResult(str(path), completeness=Completeness.IN_FLIGHT, reason=reason)
+    ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return ScanResult(str(path), error=f"the scan {ending}: {said}".rstrip(": "))
 
 
 def _environment() -> dict[str, str]:
