@@ -119,7 +119,7 @@ class ScanResult:
         steps: all that were found; who decides is the collector.
         unreadable: files that could not be read.
         nbytes: the size of its files.
-        read_bytes: of values, looked at; twice where some were not finite.
+        read_bytes: of values that were looked at.
         read_seconds: that took.
         error: why there is no result; None if there is one.
     """

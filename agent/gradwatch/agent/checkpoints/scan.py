@@ -1,6 +1,6 @@
 """`python -m gradwatch.agent.checkpoints.scan PATH… --json`: look at checkpoints, at low priority.
 
-A process of its own: it needs torch, maps files that others write, and may be killed without harm. It prints one
+A process of its own: it needs torch, maps files that others write, and may be killed. It prints one
 JSON document a line, for each path in turn (see `result`); exit code 0 means that all were printed.
 """
 
