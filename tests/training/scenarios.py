@@ -57,9 +57,10 @@ def break_part(where: str) -> None:
         "steps": (steps.StepClock, "_counts"),
         "attach": (model.WatchedModel, "__init__"),
         "round": (watcher.Watcher, "end_local"),
-        "journal": (watcher.Watcher, "_append"),
+        "journal": (watcher.Watcher, "append"),
         "identify": (watcher, "identify"),
     }[where]
+    assert hasattr(owner, name), f"{owner} has no {name} to break"
     setattr(owner, name, broken)
 
 
