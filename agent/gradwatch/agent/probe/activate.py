@@ -86,9 +86,12 @@ def _patch_optimizers(watcher: Watcher) -> None:
             return guard_before(optimizer, args, kwargs)
         return None
 
-    def leave(attempt: Any, optimizer: Any) -> None:
-        if attempt is optimizer and guard_after is not None and clock.is_outermost(attempt):
-            guard_after(optimizer)
-        clock.leave(attempt, optimizer)
+    count = guarded("steps", clock.leave)
 
-    patch_optimizers(guarded("steps", enter), guarded("steps", leave), guarded("steps", clock.state_loaded))
+    def leave(attempt: Any, optimizer: Any) -> None:
+        # Not under the fuse of the steps: whatever fails there, held gradients are given back.
+        if attempt is optimizer and guard_after is not None:
+            guard_after(optimizer)
+        count(attempt, optimizer)
+
+    patch_optimizers(guarded("steps", enter), leave, guarded("steps", clock.state_loaded))

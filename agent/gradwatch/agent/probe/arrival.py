@@ -49,13 +49,6 @@ class Arrivals:
 
         return arrived
 
-    def position(self, key: int, order: list[int] | None = None) -> int | None:
-        """Backward position of a parameter, from 0; None when its gradient did not arrive."""
-        try:
-            return (self.order if order is None else order).index(key)
-        except ValueError:
-            return None
-
     def forget_passes(self) -> None:
         """Count backward passes from 0 again: a reduction has finished."""
         self.passes = 0

@@ -29,6 +29,7 @@ class Guarding:
         self._watcher = watcher
         self._count = SkipCount(policy)
         self._models: list[WatchedModel] = []
+        self._optimizer: Any = None
         self._held: HeldGradients | None = None
         self._on_device = False
         self._skipping_themselves: weakref.WeakSet[WatchedModel] = weakref.WeakSet()
@@ -42,6 +43,7 @@ class Guarding:
         Returns:
             Other arguments for `step`, or None.
         """
+        self._optimizer = optimizer
         self._put_back()  # if an exception left the last attempt
         self._on_device = False
         self._models = [model for model in self._watcher.models_of(optimizer) if self._can_guard(model)]
@@ -65,6 +67,9 @@ class Guarding:
 
     def after(self, optimizer: Any) -> None:
         """The attempt is over: put everything back, and say what was skipped."""
+        if optimizer is not self._optimizer:
+            return  # one inside the other
+        self._optimizer = None
         models, self._models = self._models, []
         if not models:
             return

@@ -88,10 +88,6 @@ class StepClock:
         if not self._open and self._counts(optimizer):
             self.step += 1
 
-    def is_outermost(self, attempt: Any) -> bool:
-        """Whether the attempt is under way and nothing is around it."""
-        return self._open[:1] == [id(attempt)]
-
     def _counts(self, optimizer: Any) -> bool:
         known = self._ours.get(optimizer)
         if known is None:
