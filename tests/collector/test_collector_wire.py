@@ -53,10 +53,19 @@ def test_every_kind_of_record_can_be_read():
         field.name: field.message_type._concrete_class
         for field in pb.Record.DESCRIPTOR.oneofs_by_name["body"].fields
     }
-    needed = {"job": "j", "launch": "l", "world_size": 1, "incarnation": "r0"}
+    needed = {
+        "job": "j",
+        "launch": "l",
+        "world_size": 1,
+        "incarnation": "r0",
+        "path": "/c/1",
+        "kind": 1,
+    }
+    needed_by = {"checkpoint_root": {"root": "/c"}}
     for name, message in bodies.items():
         fields = {field.name for field in message.DESCRIPTOR.fields}
-        body = message(**{key: value for key, value in needed.items() if key in fields})
+        values = {key: value for key, value in needed.items() if key in fields}
+        body = message(**values, **needed_by.get(name, {}))
         record = read_one(pb.Record(seq=0, **{name: body}))
         assert record.body is not None, name
         assert record.drops == (), name

@@ -66,7 +66,7 @@ def events(folder: Path) -> list[dict]:
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(720)
 def test_a_culprit_killed_straight_after_its_event_is_named_every_time(tmp_path):
     planted = tmp_path / "planted.json"
     run = gradwatch_run(
@@ -101,7 +101,7 @@ def kill_at_random(run: subprocess.Popen[str], role: str, killed: list[int], don
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(720)
 @pytest.mark.parametrize("role", ["sidecar", "collector"])
 def test_killing_it_at_any_time_loses_no_event_and_counts_none_twice(role, tmp_path):
     planted = tmp_path / "planted.json"
@@ -125,7 +125,7 @@ def test_killing_it_at_any_time_loses_no_event_and_counts_none_twice(role, tmp_p
     done = threading.Event()
     killer = threading.Thread(target=kill_at_random, args=(run, role, killed, done))
     killer.start()
-    killer.join(timeout=200)
+    killer.join(timeout=540)
     stop.touch()
     ended_well(run)
     done.set()

@@ -7,7 +7,7 @@ highest that has arrived.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.attribution import cause_of
@@ -16,12 +16,21 @@ from gradwatch.collector.hello import admit
 from gradwatch.collector.model import Event, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
-from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, start_launch
+from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, see_command, start_launch
 from gradwatch.collector.settle import settle
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Changes, FoldConfig, Journal, RankState, State
 
+_Opening: TypeAlias = (
+    obs.LaunchStarted
+    | obs.CommandStarted
+    | obs.CommandStopped
+    | obs.LaunchEnded
+    | obs.Unwatched
+    | obs.CheckpointRoot
+)
+_OPENINGS = get_args(_Opening)
 # Of one run; a job with more processes than this has made its point.
 MAX_UNWATCHED = 1024
 
@@ -90,7 +99,7 @@ def _absorb_record(draft: Draft, journal: Journal, body: obs.Body) -> tuple[Jour
         return admit(draft, journal, body)
     if journal.refused not in {None, DropReason.UNKNOWN_INCARNATION}:
         return journal, journal.refused
-    if isinstance(body, obs.LaunchStarted | obs.LaunchEnded | obs.Unwatched):
+    if isinstance(body, _OPENINGS):
         return _absorb_opening(draft, journal, body), None
     if journal.job is None:
         return replace(journal, refused=DropReason.UNKNOWN_INCARNATION), DropReason.UNKNOWN_INCARNATION
@@ -103,18 +112,23 @@ def _absorb_record(draft: Draft, journal: Journal, body: obs.Body) -> tuple[Jour
     return journal, None
 
 
-def _absorb_opening(
-    draft: Draft, journal: Journal, body: obs.LaunchStarted | obs.LaunchEnded | obs.Unwatched
-) -> Journal:
+def _absorb_opening(draft: Draft, journal: Journal, body: _Opening) -> Journal:
     """Take in a record that names its job: a journal can begin with it."""
+    launch = journal.launch
     if isinstance(body, obs.Unwatched):
         _see_unwatched(draft, body)
-    elif isinstance(body, obs.LaunchStarted):
-        start_launch(draft, body)
+    elif isinstance(body, obs.CheckpointRoot):
+        draft.jobs[body.job] = draft.job(body.job, body.generation)
     else:
-        end_launch(draft, body)
-    launch = journal.launch if isinstance(body, obs.Unwatched) else body.launch
-    return replace(journal, job=body.job, run=draft.jobs[body.job].run, launch=launch, refused=None)
+        launch = body.launch
+        if isinstance(body, obs.LaunchStarted):
+            start_launch(draft, body)
+        elif isinstance(body, obs.LaunchEnded):
+            end_launch(draft, body)
+        else:
+            see_command(draft, body)
+    run = draft.jobs[body.job].run if body.job in draft.jobs else 0
+    return replace(journal, job=body.job, run=run, launch=launch, refused=None)
 
 
 def _see_nonfinite(draft: Draft, rank: RankState, body: obs.NonFinite) -> RankState:

@@ -38,6 +38,7 @@ class CloseReason(str, enum.Enum):
     """Why an incident was closed."""
 
     CLEAN_ROUNDS = "clean_rounds"
+    ROLLBACK = "rollback"
     ATTEMPT_OVER = "attempt_over"
     JOB_ENDED = "job_ended"
 
@@ -219,9 +220,25 @@ class Attempt:
     last_bad_round: int | None = None
 
 
+class CommandState(str, enum.Enum):
+    """Whether a launcher's command runs."""
+
+    WAITING = "waiting"  # for an order to start it
+    RUNNING = "running"
+    STOPPED = "stopped"  # and waits for an order
+    ENDED = "ended"  # and so has its launcher
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One `gradwatch run` on one node."""
+    """One `gradwatch run` on one node.
+
+    Attributes:
+        generation: the newest in which its command ran.
+        policy_hash: of the policy it was given; without one it obeys no order.
+        stopped_for: the order that its command was stopped for; empty if it ended by itself.
+        stopped_code: the exit code of a command that ended by itself.
+    """
 
     id: str
     generation: int
@@ -231,6 +248,15 @@ class Launch:
     ended_at: float | None = None
     exit_code: int | None = None
     ended_by: str | None = None
+    command: CommandState = CommandState.RUNNING
+    policy_hash: str | None = None
+    stopped_for: str | None = None
+    stopped_code: int | None = None
+
+    @property
+    def obeys(self) -> bool:
+        """Whether it waits for orders."""
+        return self.policy_hash is not None
 
 
 @dataclass(frozen=True, slots=True)

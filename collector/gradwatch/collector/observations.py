@@ -120,10 +120,17 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSeen:
-    """A checkpoint was saved."""
+    """A checkpoint is being saved, or was by the script's own word.
+
+    Attributes:
+        path: absolute; empty when it goes into a buffer.
+        step: of the update attempt under way when the save began.
+        declared: by `checkpoint_saved`.
+    """
 
     path: str
     step: int | None
+    declared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,11 @@ class Unwatched:
 
 @dataclass(frozen=True, slots=True)
 class LaunchStarted:
-    """A launcher started the job's command on a node."""
+    """A launcher has begun on a node.
+
+    Attributes:
+        policy_hash: set when it was given a policy; then it starts the command at an order only, and obeys.
+    """
 
     job: str
     generation: int
@@ -157,6 +168,7 @@ class LaunchStarted:
     node: str
     pid: int
     command: tuple[str, ...]
+    policy_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +207,145 @@ class GuardOff:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class CommandStarted:
+    """A launcher has started its command."""
+
+    job: str
+    generation: int
+    launch: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandStopped:
+    """A launcher's command does not run, nothing it started lives, and the launcher waits for an order.
+
+    Attributes:
+        order: that it was stopped for; empty if it ended by itself.
+        exit_code: when it ended by itself.
+    """
+
+    job: str
+    generation: int
+    launch: str
+    order: str
+    exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRoot:
+    """A sidecar can look after the checkpoints below this root.
+
+    Attributes:
+        error: why it cannot be read; empty when it can.
+    """
+
+    job: str
+    generation: int
+    node: str
+    root: str
+    error: str
+
+
+class Completeness(str, enum.Enum):
+    """Whether all of a checkpoint is on disk."""
+
+    COMPLETE = "complete"
+    IN_FLIGHT = "in_flight"
+    TORN = "torn"
+
+
+class StepSource(str, enum.Enum):
+    """Where in a checkpoint a step was found."""
+
+    CHECKPOINT = "checkpoint"  # a key of the saved object
+    TRAINER_STATE = "trainer_state"
+    OPTIMIZER = "optimizer"
+    NAME = "name"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStep:
+    """A step that a checkpoint tells itself."""
+
+    source: StepSource
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointScanned:
+    """What a scan found; the same path again takes the old one's place.
+
+    Attributes:
+        path: absolute.
+        completeness: None when that could not be found out.
+        reason: completeness in words.
+        finite: parameters and optimizer state; None when not known.
+        bad_buffers: names of buffers that are not finite.
+        modified_at: newest modification time of its files, in seconds since the epoch.
+        error: why it could not be scanned; empty when it could.
+        found: one bad tensor in words.
+        seconds: that the scan took.
+    """
+
+    path: str
+    layout: str
+    completeness: Completeness | None
+    reason: str
+    finite: bool | None
+    bad_buffers: tuple[str, ...]
+    steps: tuple[CheckpointStep, ...]
+    modified_at: float
+    error: str
+    found: str
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointGone:
+    """A checkpoint that was scanned is no longer there, and not by us."""
+
+    path: str
+
+
+class TaskKind(str, enum.Enum):
+    """What a sidecar can be asked to do with a job's checkpoints."""
+
+    WATCH = "watch"
+    SCAN = "scan"
+    QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """A sidecar has done what a task asked for, or could not.
+
+    Attributes:
+        error: empty when it was done.
+        paths: that were moved.
+    """
+
+    id: str
+    kind: TaskKind
+    error: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """In process: this rank has loaded a checkpoint, or could not.
+
+    Attributes:
+        error: empty when it did.
+    """
+
+    order: str
+    path: str
+    step: int
+    error: str
+
+
 Body: TypeAlias = (
     Hello
     | ModelSeen
@@ -206,6 +357,13 @@ Body: TypeAlias = (
     | LaunchEnded
     | Skipped
     | GuardOff
+    | CommandStarted
+    | CommandStopped
+    | CheckpointRoot
+    | CheckpointScanned
+    | CheckpointGone
+    | TaskDone
+    | Loaded
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradwatch.collector.model import Launch
+from gradwatch.collector.model import CommandState, Launch
+from gradwatch.collector.observations import CommandStarted, CommandStopped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,29 +20,71 @@ LOST = "lost"
 
 
 def start_launch(draft: Draft, started: LaunchStarted) -> None:
-    """A launcher started its command; if all others have ended, this is the job's next run."""
+    """A launcher began; if all others have ended, this is the job's next run.
+
+    A node runs a job once at a time: another launch there that did not say how it ended was killed.
+    """
     job = draft.job(started.job, started.generation)
+    obeys = started.policy_hash is not None
     if job.launches and launches_ended(job):
         job = replace(
             job, run=job.run + 1, launches={}, unwatched=(), current=None, dropped_earlier=job.dropped
         )
-    known = job.launches.get(started.launch)
-    launch = Launch(
+        if not obeys:
+            # Nobody tells it a generation: it begins anew.
+            job = replace(job, generation=started.generation)
+    launch = job.launches.get(started.launch) or Launch(
         id=started.launch,
         generation=started.generation,
         node=started.node,
         pid=started.pid,
-        started_at=draft.now if known is None else known.started_at,
+        started_at=draft.now,
+        command=CommandState.WAITING if obeys else CommandState.RUNNING,
+        policy_hash=started.policy_hash,
     )
+    launches = {
+        id_: replace(other, ended_at=draft.now, ended_by=LOST, command=CommandState.ENDED)
+        if obeys and other.obeys and other.node == launch.node and other.ended_at is None
+        else other
+        for id_, other in job.launches.items()
+    }
     draft.jobs[job.name] = replace(
         job,
         generation=max(job.generation, started.generation),
+        launches={**launches, launch.id: launch},
+    )
+
+
+def see_command(draft: Draft, body: CommandStarted | CommandStopped) -> None:
+    """A launcher's command was started, or does not run any more."""
+    job = draft.job(body.job, body.generation)
+    launch = job.launches.get(body.launch)
+    if launch is None or launch.ended_at is not None:
+        return
+    if isinstance(body, CommandStarted):
+        launch = replace(
+            launch,
+            generation=body.generation,
+            command=CommandState.RUNNING,
+            stopped_for=None,
+            stopped_code=None,
+        )
+    else:
+        launch = replace(
+            launch,
+            command=CommandState.STOPPED,
+            stopped_for=body.order,
+            stopped_code=body.exit_code,
+        )
+    draft.jobs[job.name] = replace(
+        job,
+        generation=max(job.generation, body.generation),
         launches={**job.launches, launch.id: launch},
     )
 
 
 def end_launch(draft: Draft, ended: LaunchEnded) -> None:
-    """A launcher's command ended."""
+    """A launcher has ended, after its command."""
     job = draft.job(ended.job, ended.generation)
     launch = job.launches.get(ended.launch) or Launch(
         id=ended.launch, generation=ended.generation, node=None, pid=None, started_at=None
@@ -85,7 +128,8 @@ def is_over(job: JobState, current: Attempt | None, journals: Mapping[str, Journ
 
 
 def _end(draft: Draft, job: JobState, launch: Launch) -> None:
-    launches = {**job.launches, launch.id: replace(launch, ended_at=draft.now)}
+    ended = replace(launch, ended_at=draft.now, command=CommandState.ENDED)
+    launches = {**job.launches, launch.id: ended}
     before = draft.before(job.name)
     is_news = before is None or launch.id not in before.launches
     others = (other for id_, other in job.launches.items() if id_ != launch.id)

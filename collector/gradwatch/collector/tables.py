@@ -67,6 +67,13 @@ _KINDS: Mapping[type, str] = {
     obs.LaunchEnded: "launch_ended",
     obs.Skipped: "skipped",
     obs.GuardOff: "guard_off",
+    obs.CommandStarted: "command_started",
+    obs.CommandStopped: "command_stopped",
+    obs.CheckpointRoot: "checkpoint_root",
+    obs.CheckpointScanned: "checkpoint_scanned",
+    obs.CheckpointGone: "checkpoint_gone",
+    obs.TaskDone: "task_done",
+    obs.Loaded: "loaded",
 }
 
 _T = TypeVar("_T")

@@ -33,6 +33,19 @@ _PHASES: Mapping[int, obs.Phase] = {
 }
 
 
+_COMPLETENESS: Mapping[int, obs.Completeness] = {
+    pb.COMPLETENESS_COMPLETE: obs.Completeness.COMPLETE,
+    pb.COMPLETENESS_IN_FLIGHT: obs.Completeness.IN_FLIGHT,
+    pb.COMPLETENESS_TORN: obs.Completeness.TORN,
+}
+_TASKS: Mapping[int, obs.TaskKind] = {
+    pb.TASK_KIND_WATCH: obs.TaskKind.WATCH,
+    pb.TASK_KIND_SCAN: obs.TaskKind.SCAN,
+    pb.TASK_KIND_QUARANTINE: obs.TaskKind.QUARANTINE,
+}
+_STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
+
+
 class _MalformedError(Exception):
     """The record says something that cannot be."""
 
@@ -146,7 +159,7 @@ def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradie
 
 def _checkpoint(message: pb.CheckpointSeen, drops: list[DropReason]) -> obs.CheckpointSeen:
     del drops
-    return obs.CheckpointSeen(path=message.path, step=_known(message, "step"))
+    return obs.CheckpointSeen(path=message.path, step=_known(message, "step"), declared=message.declared)
 
 
 def _fault(message: pb.Fault, drops: list[DropReason]) -> obs.Fault:
@@ -179,6 +192,7 @@ def _launch_started(message: pb.LaunchStarted, drops: list[DropReason]) -> obs.L
         node=message.node,
         pid=message.pid,
         command=tuple(message.command),
+        policy_hash=_known(message, "policy_hash"),
     )
 
 
@@ -211,6 +225,82 @@ def _guard_off(message: pb.GuardOff, drops: list[DropReason]) -> obs.GuardOff:
     return obs.GuardOff(reason=message.reason)
 
 
+def _command_started(message: pb.CommandStarted, drops: list[DropReason]) -> obs.CommandStarted:
+    del drops
+    _check(bool(message.job and message.launch), "it names no job or no launch")
+    return obs.CommandStarted(job=message.job, generation=message.generation, launch=message.launch)
+
+
+def _command_stopped(message: pb.CommandStopped, drops: list[DropReason]) -> obs.CommandStopped:
+    del drops
+    _check(bool(message.job and message.launch), "it names no job or no launch")
+    return obs.CommandStopped(
+        job=message.job,
+        generation=message.generation,
+        launch=message.launch,
+        order=message.order,
+        exit_code=_known(message, "exit_code"),
+    )
+
+
+def _checkpoint_root(message: pb.CheckpointRoot, drops: list[DropReason]) -> obs.CheckpointRoot:
+    del drops
+    _check(bool(message.job and message.root), "it names no job or no root")
+    return obs.CheckpointRoot(
+        job=message.job,
+        generation=message.generation,
+        node=message.node,
+        root=message.root,
+        error=message.error,
+    )
+
+
+def _checkpoint_scanned(message: pb.CheckpointScanned, drops: list[DropReason]) -> obs.CheckpointScanned:
+    _check(bool(message.path), "it names no path")
+    completeness = None
+    if message.completeness != pb.COMPLETENESS_UNSPECIFIED:
+        completeness = _COMPLETENESS.get(message.completeness)
+        if completeness is None:
+            drops.append(DropReason.UNKNOWN_ENUM)
+    return obs.CheckpointScanned(
+        path=message.path,
+        layout=message.layout,
+        completeness=completeness,
+        reason=message.reason,
+        finite=_known(message, "finite"),
+        bad_buffers=tuple(message.bad_buffers),
+        steps=tuple(
+            obs.CheckpointStep(_STEP_SOURCES[step.source], step.step)
+            for step in message.steps
+            if step.source in _STEP_SOURCES
+        ),
+        modified_at=_finite(message.modified_at),
+        error=message.error,
+        found=message.found,
+        nbytes=message.nbytes,
+        seconds=_finite(message.seconds),
+    )
+
+
+def _checkpoint_gone(message: pb.CheckpointGone, drops: list[DropReason]) -> obs.CheckpointGone:
+    del drops
+    _check(bool(message.path), "it names no path")
+    return obs.CheckpointGone(path=message.path)
+
+
+def _task_done(message: pb.TaskDone, drops: list[DropReason]) -> obs.TaskDone:
+    del drops
+    kind = _TASKS.get(message.kind)
+    if kind is None:
+        raise _MalformedError("it is of a task of an unknown kind")
+    return obs.TaskDone(id=message.id, kind=kind, error=message.error, paths=tuple(message.paths))
+
+
+def _loaded(message: pb.Loaded, drops: list[DropReason]) -> obs.Loaded:
+    del drops
+    return obs.Loaded(order=message.order, path=message.path, step=message.step, error=message.error)
+
+
 _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "hello": _hello,
     "model": _model,
@@ -222,6 +312,13 @@ _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "launch_ended": _launch_ended,
     "skipped": _skipped,
     "guard_off": _guard_off,
+    "command_started": _command_started,
+    "command_stopped": _command_stopped,
+    "checkpoint_root": _checkpoint_root,
+    "checkpoint_scanned": _checkpoint_scanned,
+    "checkpoint_gone": _checkpoint_gone,
+    "task_done": _task_done,
+    "loaded": _loaded,
 }
 
 

@@ -26,6 +26,13 @@ _KINDS: Mapping[str, type] = {
     "launch_ended": obs.LaunchEnded,
     "skipped": obs.Skipped,
     "guard_off": obs.GuardOff,
+    "command_started": obs.CommandStarted,
+    "command_stopped": obs.CommandStopped,
+    "checkpoint_root": obs.CheckpointRoot,
+    "checkpoint_scanned": obs.CheckpointScanned,
+    "checkpoint_gone": obs.CheckpointGone,
+    "task_done": obs.TaskDone,
+    "loaded": obs.Loaded,
 }
 _BODIES: Mapping[str, TypeAdapter[Any]] = {kind: TypeAdapter(body) for kind, body in _KINDS.items()}
 

@@ -71,6 +71,25 @@ PHASE_LOSS: Phase.ValueType  # 4
 PHASE_BACKWARD: Phase.ValueType  # 5
 Global___Phase: typing_extensions.TypeAlias = Phase
 
+class _Completeness:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CompletenessEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Completeness.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    COMPLETENESS_UNSPECIFIED: _Completeness.ValueType  # 0
+    COMPLETENESS_COMPLETE: _Completeness.ValueType  # 1
+    COMPLETENESS_IN_FLIGHT: _Completeness.ValueType  # 2
+    COMPLETENESS_TORN: _Completeness.ValueType  # 3
+
+class Completeness(_Completeness, metaclass=_CompletenessEnumTypeWrapper): ...
+
+COMPLETENESS_UNSPECIFIED: Completeness.ValueType  # 0
+COMPLETENESS_COMPLETE: Completeness.ValueType  # 1
+COMPLETENESS_IN_FLIGHT: Completeness.ValueType  # 2
+COMPLETENESS_TORN: Completeness.ValueType  # 3
+Global___Completeness: typing_extensions.TypeAlias = Completeness
+
 class _Action:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -78,15 +97,56 @@ class _Action:
 class _ActionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Action.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ACTION_UNSPECIFIED: _Action.ValueType  # 0
-    ACTION_ROLLBACK: _Action.ValueType  # 1
-    ACTION_HALT: _Action.ValueType  # 2
+    ACTION_START: _Action.ValueType  # 1
+    """start the command, in this generation"""
+    ACTION_STOP: _Action.ValueType  # 2
+    """stop the command of this generation, and wait"""
+    ACTION_HALT: _Action.ValueType  # 3
+    """stop the command and end with exit code 93"""
+    ACTION_RELEASE: _Action.ValueType  # 4
+    """nothing is due: end with the command's own exit code"""
+    ACTION_LOAD: _Action.ValueType  # 5
+    """in process: all ranks load the checkpoint"""
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
 
 ACTION_UNSPECIFIED: Action.ValueType  # 0
-ACTION_ROLLBACK: Action.ValueType  # 1
-ACTION_HALT: Action.ValueType  # 2
+ACTION_START: Action.ValueType  # 1
+"""start the command, in this generation"""
+ACTION_STOP: Action.ValueType  # 2
+"""stop the command of this generation, and wait"""
+ACTION_HALT: Action.ValueType  # 3
+"""stop the command and end with exit code 93"""
+ACTION_RELEASE: Action.ValueType  # 4
+"""nothing is due: end with the command's own exit code"""
+ACTION_LOAD: Action.ValueType  # 5
+"""in process: all ranks load the checkpoint"""
 Global___Action: typing_extensions.TypeAlias = Action
+
+class _TaskKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TaskKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
+    TASK_KIND_WATCH: _TaskKind.ValueType  # 1
+    """look after the root: report new checkpoints"""
+    TASK_KIND_SCAN: _TaskKind.ValueType  # 2
+    """look at all of them now, and say when that is done"""
+    TASK_KIND_QUARANTINE: _TaskKind.ValueType  # 3
+    """set these aside"""
+
+class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
+
+TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
+TASK_KIND_WATCH: TaskKind.ValueType  # 1
+"""look after the root: report new checkpoints"""
+TASK_KIND_SCAN: TaskKind.ValueType  # 2
+"""look at all of them now, and say when that is done"""
+TASK_KIND_QUARANTINE: TaskKind.ValueType  # 3
+"""set these aside"""
+Global___TaskKind: typing_extensions.TypeAlias = TaskKind
 
 @typing.final
 class Record(google.protobuf.message.Message):
@@ -109,6 +169,13 @@ class Record(google.protobuf.message.Message):
     LAUNCH_ENDED_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
     GUARD_OFF_FIELD_NUMBER: builtins.int
+    COMMAND_STARTED_FIELD_NUMBER: builtins.int
+    COMMAND_STOPPED_FIELD_NUMBER: builtins.int
+    CHECKPOINT_ROOT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_SCANNED_FIELD_NUMBER: builtins.int
+    CHECKPOINT_GONE_FIELD_NUMBER: builtins.int
+    TASK_DONE_FIELD_NUMBER: builtins.int
+    LOADED_FIELD_NUMBER: builtins.int
     seq: builtins.int
     at: builtins.float
     @property
@@ -131,6 +198,20 @@ class Record(google.protobuf.message.Message):
     def skipped(self) -> Global___Skipped: ...
     @property
     def guard_off(self) -> Global___GuardOff: ...
+    @property
+    def command_started(self) -> Global___CommandStarted: ...
+    @property
+    def command_stopped(self) -> Global___CommandStopped: ...
+    @property
+    def checkpoint_root(self) -> Global___CheckpointRoot: ...
+    @property
+    def checkpoint_scanned(self) -> Global___CheckpointScanned: ...
+    @property
+    def checkpoint_gone(self) -> Global___CheckpointGone: ...
+    @property
+    def task_done(self) -> Global___TaskDone: ...
+    @property
+    def loaded(self) -> Global___Loaded: ...
     def __init__(
         self,
         *,
@@ -146,10 +227,17 @@ class Record(google.protobuf.message.Message):
         launch_ended: Global___LaunchEnded | None = ...,
         skipped: Global___Skipped | None = ...,
         guard_off: Global___GuardOff | None = ...,
+        command_started: Global___CommandStarted | None = ...,
+        command_stopped: Global___CommandStopped | None = ...,
+        checkpoint_root: Global___CheckpointRoot | None = ...,
+        checkpoint_scanned: Global___CheckpointScanned | None = ...,
+        checkpoint_gone: Global___CheckpointGone | None = ...,
+        task_done: Global___TaskDone | None = ...,
+        loaded: Global___Loaded | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "unwatched", b"unwatched"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "checkpoint", b"checkpoint", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "unwatched", b"unwatched"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -398,20 +486,30 @@ Global___BadGradient: typing_extensions.TypeAlias = BadGradient
 
 @typing.final
 class CheckpointSeen(google.protobuf.message.Message):
+    """A checkpoint is being saved (said before its first byte is written), or was, by the
+    script's own word.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PATH_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
+    DECLARED_FIELD_NUMBER: builtins.int
     path: builtins.str
+    """absolute; "" when it goes into a buffer"""
     step: builtins.int
+    """of the update attempt under way when the save began"""
+    declared: builtins.bool
+    """by checkpoint_saved(); else seen at the start of the save"""
     def __init__(
         self,
         *,
         path: builtins.str = ...,
         step: builtins.int | None = ...,
+        declared: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_step", b"_step", "step", b"step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_step", b"_step", "path", b"path", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_step", b"_step", "declared", b"declared", "path", b"path", "step", b"step"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_step", b"_step"]) -> typing.Literal["step"] | None: ...
 
 Global___CheckpointSeen: typing_extensions.TypeAlias = CheckpointSeen
@@ -536,12 +634,15 @@ class LaunchStarted(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     PID_FIELD_NUMBER: builtins.int
     COMMAND_FIELD_NUMBER: builtins.int
+    POLICY_HASH_FIELD_NUMBER: builtins.int
     job: builtins.str
     generation: builtins.int
     launch: builtins.str
     """random id of this `gradwatch run`"""
     node: builtins.str
     pid: builtins.int
+    policy_hash: builtins.str
+    """Set when it was given a policy: it starts the command at an order only, and obeys."""
     @property
     def command(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -553,10 +654,71 @@ class LaunchStarted(google.protobuf.message.Message):
         node: builtins.str = ...,
         pid: builtins.int = ...,
         command: collections.abc.Iterable[builtins.str] | None = ...,
+        policy_hash: builtins.str | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "generation", b"generation", "job", b"job", "launch", b"launch", "node", b"node", "pid", b"pid"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_policy_hash", b"_policy_hash", "policy_hash", b"policy_hash"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_policy_hash", b"_policy_hash", "command", b"command", "generation", b"generation", "job", b"job", "launch", b"launch", "node", b"node", "pid", b"pid", "policy_hash", b"policy_hash"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_policy_hash", b"_policy_hash"]) -> typing.Literal["policy_hash"] | None: ...
 
 Global___LaunchStarted: typing_extensions.TypeAlias = LaunchStarted
+
+@typing.final
+class CommandStarted(google.protobuf.message.Message):
+    """The launcher has started its command."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    LAUNCH_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    generation: builtins.int
+    launch: builtins.str
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        generation: builtins.int = ...,
+        launch: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "job", b"job", "launch", b"launch"]) -> None: ...
+
+Global___CommandStarted: typing_extensions.TypeAlias = CommandStarted
+
+@typing.final
+class CommandStopped(google.protobuf.message.Message):
+    """The launcher's command does not run, nothing that it started lives, and the launcher waits for
+    an order.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    LAUNCH_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    EXIT_CODE_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    generation: builtins.int
+    launch: builtins.str
+    order: builtins.str
+    """the order that it was stopped for; "" if it ended by itself"""
+    exit_code: builtins.int
+    """when it ended by itself"""
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        generation: builtins.int = ...,
+        launch: builtins.str = ...,
+        order: builtins.str = ...,
+        exit_code: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "generation", b"generation", "job", b"job", "launch", b"launch", "order", b"order"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
+
+Global___CommandStopped: typing_extensions.TypeAlias = CommandStopped
 
 @typing.final
 class LaunchEnded(google.protobuf.message.Message):
@@ -584,6 +746,195 @@ class LaunchEnded(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["ended_by", b"ended_by", "exit_code", b"exit_code", "generation", b"generation", "job", b"job", "launch", b"launch"]) -> None: ...
 
 Global___LaunchEnded: typing_extensions.TypeAlias = LaunchEnded
+
+@typing.final
+class CheckpointRoot(google.protobuf.message.Message):
+    """---------------------------------------------------------------- checkpoints
+
+    First line of a sidecar's journal: it can look after the checkpoints below this root.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    NODE_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    generation: builtins.int
+    node: builtins.str
+    root: builtins.str
+    """absolute"""
+    error: builtins.str
+    """why it cannot be read; "" when it can"""
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        generation: builtins.int = ...,
+        node: builtins.str = ...,
+        root: builtins.str = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "generation", b"generation", "job", b"job", "node", b"node", "root", b"root"]) -> None: ...
+
+Global___CheckpointRoot: typing_extensions.TypeAlias = CheckpointRoot
+
+@typing.final
+class CheckpointScanned(google.protobuf.message.Message):
+    """What a scan found. The same path again takes the old one's place."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    LAYOUT_FIELD_NUMBER: builtins.int
+    COMPLETENESS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    FINITE_FIELD_NUMBER: builtins.int
+    BAD_BUFFERS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    MODIFIED_AT_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    FOUND_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """absolute, below the root"""
+    layout: builtins.str
+    """torch, dcp, hf, lightning, safetensors"""
+    completeness: Global___Completeness.ValueType
+    reason: builtins.str
+    """completeness in words"""
+    finite: builtins.bool
+    """parameters and optimizer state; absent when not known"""
+    modified_at: builtins.float
+    """newest modification time of its files"""
+    error: builtins.str
+    """why it could not be scanned"""
+    found: builtins.str
+    """one bad tensor in words, for people"""
+    nbytes: builtins.int
+    seconds: builtins.float
+    @property
+    def bad_buffers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CheckpointStep]:
+        """that it tells itself"""
+
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        layout: builtins.str = ...,
+        completeness: Global___Completeness.ValueType = ...,
+        reason: builtins.str = ...,
+        finite: builtins.bool | None = ...,
+        bad_buffers: collections.abc.Iterable[builtins.str] | None = ...,
+        steps: collections.abc.Iterable[Global___CheckpointStep] | None = ...,
+        modified_at: builtins.float = ...,
+        error: builtins.str = ...,
+        found: builtins.str = ...,
+        nbytes: builtins.int = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_finite", b"_finite", "finite", b"finite"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_finite", b"_finite", "bad_buffers", b"bad_buffers", "completeness", b"completeness", "error", b"error", "finite", b"finite", "found", b"found", "layout", b"layout", "modified_at", b"modified_at", "nbytes", b"nbytes", "path", b"path", "reason", b"reason", "seconds", b"seconds", "steps", b"steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_finite", b"_finite"]) -> typing.Literal["finite"] | None: ...
+
+Global___CheckpointScanned: typing_extensions.TypeAlias = CheckpointScanned
+
+@typing.final
+class CheckpointStep(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """checkpoint, trainer_state, optimizer, name"""
+    step: builtins.int
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["source", b"source", "step", b"step"]) -> None: ...
+
+Global___CheckpointStep: typing_extensions.TypeAlias = CheckpointStep
+
+@typing.final
+class CheckpointGone(google.protobuf.message.Message):
+    """A checkpoint that was scanned is no longer there, and not by us."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["path", b"path"]) -> None: ...
+
+Global___CheckpointGone: typing_extensions.TypeAlias = CheckpointGone
+
+@typing.final
+class TaskDone(google.protobuf.message.Message):
+    """A sidecar has done what a task asked for, or could not."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    kind: Global___TaskKind.ValueType
+    error: builtins.str
+    """"" when it was done"""
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """that were moved"""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        error: builtins.str = ...,
+        paths: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "id", b"id", "kind", b"kind", "paths", b"paths"]) -> None: ...
+
+Global___TaskDone: typing_extensions.TypeAlias = TaskDone
+
+@typing.final
+class Loaded(google.protobuf.message.Message):
+    """In process: all ranks have loaded a checkpoint, or this one could not."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    order: builtins.str
+    path: builtins.str
+    step: builtins.int
+    error: builtins.str
+    def __init__(
+        self,
+        *,
+        order: builtins.str = ...,
+        path: builtins.str = ...,
+        step: builtins.int = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "order", b"order", "path", b"path", "step", b"step"]) -> None: ...
+
+Global___Loaded: typing_extensions.TypeAlias = Loaded
 
 @typing.final
 class Progress(google.protobuf.message.Message):
@@ -782,6 +1133,7 @@ class Directive(google.protobuf.message.Message):
     WELCOME_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     ORDER_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
     acked: builtins.int
     """the report with this id is on disk"""
     @property
@@ -791,7 +1143,13 @@ class Directive(google.protobuf.message.Message):
     @property
     def status(self) -> Global___JobStatus: ...
     @property
-    def order(self) -> Global___Order: ...
+    def order(self) -> Global___Order:
+        """in place of the order before"""
+
+    @property
+    def task(self) -> Global___Task:
+        """in place of the task before"""
+
     def __init__(
         self,
         *,
@@ -799,15 +1157,18 @@ class Directive(google.protobuf.message.Message):
         welcome: Global___Welcome | None = ...,
         status: Global___JobStatus | None = ...,
         order: Global___Order | None = ...,
+        task: Global___Task | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_acked", b"_acked", "_order", b"_order", "_status", b"_status", "_welcome", b"_welcome", "acked", b"acked", "order", b"order", "status", b"status", "welcome", b"welcome"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_acked", b"_acked", "_order", b"_order", "_status", b"_status", "_welcome", b"_welcome", "acked", b"acked", "order", b"order", "status", b"status", "welcome", b"welcome"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_acked", b"_acked", "_order", b"_order", "_status", b"_status", "_task", b"_task", "_welcome", b"_welcome", "acked", b"acked", "order", b"order", "status", b"status", "task", b"task", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_acked", b"_acked", "_order", b"_order", "_status", b"_status", "_task", b"_task", "_welcome", b"_welcome", "acked", b"acked", "order", b"order", "status", b"status", "task", b"task", "welcome", b"welcome"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_acked", b"_acked"]) -> typing.Literal["acked"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_order", b"_order"]) -> typing.Literal["order"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_status", b"_status"]) -> typing.Literal["status"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_task", b"_task"]) -> typing.Literal["task"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_welcome", b"_welcome"]) -> typing.Literal["welcome"] | None: ...
 
@@ -853,29 +1214,86 @@ Global___JobStatus: typing_extensions.TypeAlias = JobStatus
 
 @typing.final
 class Order(google.protobuf.message.Message):
-    """What the launchers of a job are to do. Never carries a command."""
+    """What a launcher of the job is to do now. It says how things should be, so that the same order
+    again changes nothing. Never carries a command.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
     JOB_FIELD_NUMBER: builtins.int
+    LAUNCH_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     ACTION_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    RESUME_PATH_FIELD_NUMBER: builtins.int
+    RESUME_STEP_FIELD_NUMBER: builtins.int
+    SKIP_BATCHES_FIELD_NUMBER: builtins.int
+    EXCLUDE_NODE_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """the decision's; "" for a first start"""
     job: builtins.str
+    launch: builtins.str
+    """whom it is for"""
     generation: builtins.int
+    """to be started, or to be stopped"""
     action: Global___Action.ValueType
     reason: builtins.str
+    """a sentence, for people"""
+    resume_path: builtins.str
+    """below the declared root; "" for nothing to resume"""
+    resume_step: builtins.int
+    skip_batches: builtins.int
+    exclude_node: builtins.str
+    """the job is to go on without it"""
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         job: builtins.str = ...,
+        launch: builtins.str = ...,
         generation: builtins.int = ...,
         action: Global___Action.ValueType = ...,
         reason: builtins.str = ...,
+        resume_path: builtins.str = ...,
+        resume_step: builtins.int | None = ...,
+        skip_batches: builtins.int = ...,
+        exclude_node: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["action", b"action", "generation", b"generation", "id", b"id", "job", b"job", "reason", b"reason"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_resume_step", b"_resume_step", "resume_step", b"resume_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_resume_step", b"_resume_step", "action", b"action", "exclude_node", b"exclude_node", "generation", b"generation", "id", b"id", "job", b"job", "launch", b"launch", "reason", b"reason", "resume_path", b"resume_path", "resume_step", b"resume_step", "skip_batches", b"skip_batches"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_resume_step", b"_resume_step"]) -> typing.Literal["resume_step"] | None: ...
 
 Global___Order: typing_extensions.TypeAlias = Order
+
+@typing.final
+class Task(google.protobuf.message.Message):
+    """What a sidecar is to do with the job's checkpoints. The same id and kind again changes nothing."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    job: builtins.str
+    kind: Global___TaskKind.ValueType
+    reason: builtins.str
+    @property
+    def paths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """absolute, below the declared root"""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        job: builtins.str = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        paths: collections.abc.Iterable[builtins.str] | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "job", b"job", "kind", b"kind", "paths", b"paths", "reason", b"reason"]) -> None: ...
+
+Global___Task: typing_extensions.TypeAlias = Task
