@@ -245,6 +245,7 @@ class CheckpointRoot:
     node: str
     root: str
     error: str
+    launch: str = ""
 
 
 class Completeness(str, enum.Enum):

@@ -252,6 +252,7 @@ def _checkpoint_root(message: pb.CheckpointRoot, drops: list[DropReason]) -> obs
         node=message.node,
         root=message.root,
         error=message.error,
+        launch=message.launch,
     )
 
 

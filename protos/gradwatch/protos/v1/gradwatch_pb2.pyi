@@ -761,6 +761,7 @@ class CheckpointRoot(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     ROOT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    LAUNCH_FIELD_NUMBER: builtins.int
     job: builtins.str
     generation: builtins.int
     node: builtins.str
@@ -768,6 +769,8 @@ class CheckpointRoot(google.protobuf.message.Message):
     """absolute"""
     error: builtins.str
     """why it cannot be read; "" when it can"""
+    launch: builtins.str
+    """the launch whose sidecar this is"""
     def __init__(
         self,
         *,
@@ -776,8 +779,9 @@ class CheckpointRoot(google.protobuf.message.Message):
         node: builtins.str = ...,
         root: builtins.str = ...,
         error: builtins.str = ...,
+        launch: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["error", b"error", "generation", b"generation", "job", b"job", "node", b"node", "root", b"root"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["error", b"error", "generation", b"generation", "job", b"job", "launch", b"launch", "node", b"node", "root", b"root"]) -> None: ...
 
 Global___CheckpointRoot: typing_extensions.TypeAlias = CheckpointRoot
 
@@ -1087,12 +1091,17 @@ class Sidecar(google.protobuf.message.Message):
     NODE_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     JOBS_FIELD_NUMBER: builtins.int
+    LAUNCHES_FIELD_NUMBER: builtins.int
     id: builtins.str
     node: builtins.str
     version: builtins.str
     @property
     def jobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """whose status this sidecar wants"""
+
+    @property
+    def launches(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """whose orders, and tasks for the checkpoints of their job"""
 
     def __init__(
         self,
@@ -1101,8 +1110,9 @@ class Sidecar(google.protobuf.message.Message):
         node: builtins.str = ...,
         version: builtins.str = ...,
         jobs: collections.abc.Iterable[builtins.str] | None = ...,
+        launches: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "jobs", b"jobs", "node", b"node", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "jobs", b"jobs", "launches", b"launches", "node", b"node", "version", b"version"]) -> None: ...
 
 Global___Sidecar: typing_extensions.TypeAlias = Sidecar
 
