@@ -376,6 +376,19 @@ def apply(state: State, changes: Changes) -> State:
     )
 
 
+def merged(one: Changes, other: Changes) -> Changes:
+    """The changes of one, and then of the other."""
+    return Changes(
+        jobs={**one.jobs, **other.jobs},
+        attempts={**one.attempts, **other.attempts},
+        journals={**one.journals, **other.journals},
+        incidents={**one.incidents, **other.incidents},
+        strays={**one.strays, **other.strays},
+        events=(*one.events, *other.events),
+        moves=(*one.moves, *other.moves),
+    )
+
+
 def faults_of(journal: Journal) -> dict[str, int]:
     """Failures inside a process's probe, by part.
 

@@ -52,6 +52,12 @@ def choose(ledger: Sequence[Checkpoint], first_bad_step: int | None, margin_step
     return Choice(None, tuple(passed_over))
 
 
+def newest_good(ledger: Sequence[Checkpoint]) -> Target | None:
+    """The newest good checkpoint of all: what a job starts from when nothing is wrong."""
+    newest = max((one.step for one in ledger if one.step is not None), default=0)
+    return choose(ledger, newest + 1).target
+
+
 def newer_than(ledger: Sequence[Checkpoint], target: Target) -> tuple[str, ...]:
     """Paths of what a resume from the latest might take instead of the target, newest first.
 

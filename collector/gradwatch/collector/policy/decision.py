@@ -114,6 +114,7 @@ class Decision:
 
     Attributes:
         id: the same whenever it is decided from the same incident, rule and generation.
+        incident: None when an operator asked for it.
         reason: a sentence.
         effect: what is, or in a dry run would be, done; a sentence.
         first_bad_step: the checkpoint must be older.
@@ -127,7 +128,7 @@ class Decision:
     job: str
     run: int
     generation: int
-    incident: str
+    incident: str | None
     action: Action
     outcome: Outcome
     rule: str | None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gradwatch.collector.model import AttemptId, Changes, RankState, State
 from gradwatch.collector.observations import GuardOff, NonFinite, Skipped
 from gradwatch.collector.policy.decision import Decision
+from gradwatch.collector.recovery.model import Halt, Recovery, Root, Save
 
 # Older runs of bad steps and older attempts are forgotten: nothing asks for them.
 _RUNS = 16
@@ -65,6 +66,8 @@ class Checkpoint:
         seen_at: when it was found, in seconds since the epoch.
         quarantined: no more to be resumed from.
         gone: it is no longer where it was.
+        modified_at: newest modification time of its files, in seconds since the epoch.
+        found: what is wrong with it, in words; empty when nothing is.
     """
 
     path: str
@@ -75,6 +78,8 @@ class Checkpoint:
     seen_at: float = 0.0
     quarantined: bool = False
     gone: bool = False
+    modified_at: float = 0.0
+    found: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +90,20 @@ class Dossier:
         decisions: all there ever were, in the order in which they were taken.
         checkpoints: the ledger.
         attempts: the newest, in logical order.
+        saves: that ranks told of, oldest first.
+        roots: sidecars that can look after the checkpoints.
+        recovery: the rollback that is being performed.
+        halt: set when the job is stopped for good.
     """
 
     job: str
     decisions: tuple[Decision, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
     attempts: tuple[AttemptPast, ...] = ()
+    saves: tuple[Save, ...] = ()
+    roots: tuple[Root, ...] = ()
+    recovery: Recovery | None = None
+    halt: Halt | None = None
 
 
 def with_decision(dossier: Dossier, decision: Decision) -> Dossier:

@@ -1,0 +1,262 @@
+"""Perform what is decided, a step at a time: `(state, dossier, policy, now)` gives how things stand. Pure.
+
+Docs: decision 0007. Each step rests on what launchers and sidecars have said, never on that they were told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from gradwatch.collector.model import CommandState
+from gradwatch.collector.observations import TaskDone, TaskKind
+from gradwatch.collector.policy.checkpoints import choose, newer_than
+from gradwatch.collector.policy.decision import Outcome, conclude
+from gradwatch.collector.policy.dossier import with_decision
+from gradwatch.collector.policy.effects import effect_of
+from gradwatch.collector.policy.model import Action, Quarantine
+from gradwatch.collector.policy.refusals import refusal_to_perform
+from gradwatch.collector.policy.sentences import duration
+from gradwatch.collector.recovery import ledger
+from gradwatch.collector.recovery.model import Entry, Halt, Phase, Recovery
+from gradwatch.collector.recovery.orders import scanner
+
+if TYPE_CHECKING:
+    from gradwatch.collector.model import Event, JobState, Launch, State
+    from gradwatch.collector.policy.decision import Decision
+    from gradwatch.collector.policy.dossier import Dossier
+    from gradwatch.collector.policy.model import Policy
+
+# So long the launchers of a job are waited for, once the first has stopped.
+LAUNCHERS_SECONDS = 120.0
+_SHOWN = 4
+
+
+class Step(NamedTuple):
+    """How things stand after a step.
+
+    Attributes:
+        generation: of the job from now on.
+        entries: for the audit trail.
+    """
+
+    dossier: Dossier
+    generation: int
+    entries: tuple[Entry, ...] = ()
+
+
+def note(dossier: Dossier, event: Event) -> Dossier:
+    """The dossier with what a sidecar says of its task."""
+    body, recovery = event.body, dossier.recovery
+    if not isinstance(body, TaskDone) or recovery is None or body.id != recovery.decision:
+        return dossier
+    error = body.error or None
+    if body.kind is TaskKind.SCAN and recovery.phase is Phase.SCANNING:
+        return replace(dossier, recovery=replace(recovery, scanned=True, error=error))
+    if body.kind is TaskKind.QUARANTINE and recovery.phase is Phase.QUARANTINING:
+        return replace(dossier, recovery=replace(recovery, set_aside=True, error=error))
+    return dossier
+
+
+def step(state: State, dossier: Dossier, policy: Policy | None, now: float) -> Step | None:
+    """The next step that is due; None when there is none.
+
+    Args:
+        state: the collector's.
+        dossier: of the job.
+        policy: that is in force for it; None when there is none any more.
+        now: in seconds since the epoch.
+    """
+    job = state.jobs[dossier.job]
+    performing = _Performing(state, job, dossier, policy, now)
+    if dossier.recovery is not None:
+        return performing.go_on(dossier.recovery)
+    pending = next((one for one in dossier.decisions if one.outcome is Outcome.PENDING), None)
+    return None if pending is None else performing.begin(pending)
+
+
+class _Performing(NamedTuple):
+    """One job at one moment."""
+
+    state: State
+    job: JobState
+    dossier: Dossier
+    policy: Policy | None
+    now: float
+
+    # ---------------------------------------------------------------- begin
+
+    def begin(self, decision: Decision) -> Step | None:
+        if decision.action is Action.HALT:
+            return self._halt(decision)
+        refused = refusal_to_perform(self.state, self.dossier, decision) or self._no_launcher()
+        if refused is not None:
+            return self._concluded(decision, Outcome.REFUSED, refused)
+        hosts = self._hosts(decision.generation)
+        recovery = Recovery(decision.id, decision.generation, hosts)
+        entry = self._entry(
+            "stopping", decision, f"stopping generation {decision.generation} on {_and(hosts)}"
+        )
+        return Step(replace(self.dossier, recovery=recovery), self.job.generation, (entry,))
+
+    def _halt(self, decision: Decision) -> Step | None:
+        """Order it, and see it through until every launcher has ended."""
+        if self.dossier.halt is None or self.dossier.halt.decision != decision.id:
+            refused = refusal_to_perform(self.state, self.dossier, decision) or self._no_launcher()
+            if refused is not None:
+                return self._concluded(decision, Outcome.REFUSED, refused)
+            halt = Halt(decision.id, self.job.run, decision.reason)
+            entry = self._entry("halting", decision, decision.reason)
+            return Step(replace(self.dossier, halt=halt), self.job.generation, (entry,))
+        if self._living() and self.dossier.halt.run == self.job.run:
+            return None
+        return self._concluded(decision, Outcome.PERFORMED, "every launcher has ended")
+
+    def _no_launcher(self) -> str | None:
+        living = self._living()
+        if not living:
+            return "no `gradwatch run` of this job is there to perform it"
+        deaf = sorted(str(launch.node) for launch in living if not launch.obeys)
+        return f"the launcher on {_and(deaf)} was given no --policy, and obeys no order" if deaf else None
+
+    def _hosts(self, generation: int) -> tuple[str, ...]:
+        """Those whose ranks said hello in that generation, and those with a launcher."""
+        nodes = {launch.node for launch in self._living()}
+        for attempt in self.job.attempts:
+            if attempt.generation == generation:
+                for incarnation in self.state.attempts[attempt].ranks.values():
+                    journal = self.state.journals[incarnation]
+                    if journal.rank is not None and journal.run == self.job.run:
+                        nodes.add(journal.rank.hello.node)
+        return tuple(sorted(str(node) for node in nodes))
+
+    # ---------------------------------------------------------------- go on
+
+    def go_on(self, recovery: Recovery) -> Step | None:
+        decision = next(one for one in self.dossier.decisions if one.id == recovery.decision)
+        if recovery.phase is Phase.STOPPING:
+            return self._await_launchers(recovery, decision)
+        if recovery.phase is Phase.SCANNING:
+            return self._await_scan(recovery, decision)
+        return self._await_quarantine(recovery, decision)
+
+    def _await_launchers(self, recovery: Recovery, decision: Decision) -> Step | None:
+        ready = {launch.node for launch in self._living() if launch.obeys and _is_still(launch)}
+        missing = [host for host in recovery.hosts if host not in ready]
+        running = [launch for launch in self._living() if not _is_still(launch)]
+        if not missing and not running:
+            moved = replace(recovery, phase=Phase.SCANNING)
+            entry = self._entry("stopped", decision, f"nothing runs any more on {_and(recovery.hosts)}")
+            return self._moved(moved, entry)
+        if recovery.waiting_since is None:
+            return self._moved(replace(recovery, waiting_since=self.now)) if ready else None
+        if self.now - recovery.waiting_since < LAUNCHERS_SECONDS or not self._living():
+            return None
+        where = missing or [str(launch.node) for launch in running]
+        return self._failed(
+            decision,
+            f"no launcher on {_and(where)} has stopped its command within {duration(LAUNCHERS_SECONDS)} "
+            "after the first had",
+        )
+
+    def _await_scan(self, recovery: Recovery, decision: Decision) -> Step | None:
+        if recovery.error is not None:
+            return self._failed(decision, f"the checkpoints cannot be looked at: {recovery.error}")
+        if not recovery.scanned:
+            if self._living() and scanner(self.state, self.dossier) is None:
+                return self._failed(decision, self._why_no_scanner())
+            return None
+        margin = 0 if self.policy is None else self.policy.rollback.margin_steps
+        mode = Quarantine.MOVE if self.policy is None else self.policy.rollback.quarantine
+        known = self.dossier.checkpoints
+        choice = choose(known, self._older_than(decision), margin)
+        if choice.target is None:
+            why = f"now that the command is stopped, there is no good checkpoint: {choice.why_none}"
+            return self._failed(decision, why)
+        newer = newer_than(known, choice.target)
+        reason = decision.reason
+        if decision.checkpoint is not None and choice.target != decision.checkpoint:
+            reason += f"; once the command was stopped, {decision.checkpoint.path} was not the one any more"
+        decision = replace(
+            decision,
+            checkpoint=choice.target,
+            quarantine=newer,
+            effect=effect_of(Action.ROLLBACK, choice.target, newer, mode, dry=False),
+            reason=reason,
+        )
+        dossier = with_decision(self.dossier, decision)
+        if mode is Quarantine.LEDGER or not newer:
+            dossier = ledger.set_aside(dossier, newer, moved=False)
+            return self._replaced(dossier)._restart(decision)
+        moved = replace(recovery, phase=Phase.QUARANTINING)
+        entry = self._entry("quarantining", decision, f"setting aside {_and(newer)}")
+        return self._replaced(dossier)._moved(moved, entry)
+
+    def _await_quarantine(self, recovery: Recovery, decision: Decision) -> Step | None:
+        if recovery.error is not None:
+            return self._failed(decision, f"checkpoints cannot be set aside: {recovery.error}")
+        if not recovery.set_aside:
+            return None
+        dossier = ledger.set_aside(self.dossier, decision.quarantine, moved=True)
+        return self._replaced(dossier)._restart(decision)
+
+    def _restart(self, decision: Decision) -> Step:
+        generation = max(self.job.generation, decision.generation) + 1
+        target = decision.checkpoint
+        where = "" if target is None else f", from {target.path} of step {target.step}"
+        why = f"generation {generation} starts{where}"
+        done = conclude(decision, Outcome.PERFORMED, why)
+        dossier = replace(with_decision(self.dossier, done), recovery=None)
+        return Step(dossier, generation, (self._entry("performed", done, why),))
+
+    # ---------------------------------------------------------------- helpers
+
+    def _older_than(self, decision: Decision) -> int:
+        """The first bad step; an operator who names none means: the newest good one."""
+        if decision.first_bad_step is not None:
+            return decision.first_bad_step
+        return max((one.step for one in self.dossier.checkpoints if one.step is not None), default=0) + 1
+
+    def _why_no_scanner(self) -> str:
+        errors = sorted(
+            f"{root.root} on {root.node}: {root.error}" for root in self.dossier.roots if root.error
+        )
+        if errors:
+            return f"the checkpoints cannot be looked at: {'; '.join(errors)}"
+        return (
+            "no sidecar of the job can look at its checkpoints: the policy declares no checkpoints.root there"
+        )
+
+    def _living(self) -> list[Launch]:
+        return [launch for launch in self.job.launches.values() if launch.ended_at is None]
+
+    def _failed(self, decision: Decision, why: str) -> Step:
+        """The command is stopped, and there is nothing to go on with: the job ends."""
+        failed = conclude(decision, Outcome.FAILED, why)
+        halt = Halt(decision.id, self.job.run, why)
+        dossier = replace(with_decision(self.dossier, failed), recovery=None, halt=halt)
+        return Step(dossier, self.job.generation, (self._entry("failed", failed, why),))
+
+    def _concluded(self, decision: Decision, outcome: Outcome, why: str) -> Step:
+        done = conclude(decision, outcome, why)
+        entry = self._entry(outcome.value, done, why)
+        return Step(with_decision(self.dossier, done), self.job.generation, (entry,))
+
+    def _moved(self, recovery: Recovery, *entries: Entry) -> Step:
+        return Step(replace(self.dossier, recovery=recovery), self.job.generation, entries)
+
+    def _replaced(self, dossier: Dossier) -> _Performing:
+        return _Performing(self.state, self.job, dossier, self.policy, self.now)
+
+    def _entry(self, what: str, decision: Decision, text: str) -> Entry:
+        return Entry(self.job.name, self.now, what, decision.id, text)
+
+
+def _is_still(launch: Launch) -> bool:
+    return launch.command in {CommandState.WAITING, CommandState.STOPPED}
+
+
+def _and(names: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown or "no host"
