@@ -328,6 +328,7 @@ def test_where_it_listens_is_written_while_it_runs(tmp_path: Path):
             assert json.loads((state_dir / "collector.json").read_text()) == {
                 "pid": os.getpid(),
                 "grpc": info.grpc,
+                "grpc_tls": False,
                 "http": info.http,
                 "started_at": info.started_at,
                 "version": info.version,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import uvicorn
 
 from gradwatch.collector import statedir
+from gradwatch.collector.access import Access, TokenGate
 from gradwatch.collector.api import new_app
 from gradwatch.collector.board import Board
 from gradwatch.collector.engine import Engine
@@ -27,6 +28,7 @@ from gradwatch.collector.store import Store
 from gradwatch.collector.version import collector_version
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
@@ -47,12 +49,15 @@ class CollectorConfig:
         grpc: HOST:PORT; None for the default, or a free port when that is taken. Port 0 is any free one.
         http: the same for HTTP.
         confirm_timeout: seconds of silence after which a rank is named unknown.
+        access: certificates and token. TLS is spoken on the addresses that are given here; a default one,
+            which only this machine reaches, stays plain.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
     grpc: str | None = None
     http: str | None = None
     confirm_timeout: float = 30.0
+    access: Access = field(default_factory=Access)
 
 
 async def serve(
@@ -69,6 +74,7 @@ async def serve(
         stop: ends it when set.
 
     Raises:
+        AccessError: a certificate is of no use. Nothing was started.
         BindError: an address cannot be bound. Nothing was started.
         StateDirInUseError: another collector holds the state directory. Nothing was started.
         StateDirError: the state directory cannot be used. Nothing was started.
@@ -90,7 +96,10 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         grpc_address = _Address.parse(config.grpc or DEFAULT_GRPC)
         http_address = _Address.parse(config.http or DEFAULT_HTTP)
         for address in (grpc_address, http_address):
-            address.must_be_loopback()
+            address.must_be_safe(config.access)
+        certificates = config.access.load()
+        grpc_certificates = None if config.grpc is None else certificates
+        http_tls = None if config.http is None or certificates is None else certificates.http
         _make(config.state_dir)
         stack.enter_context(statedir.held(config.state_dir))
         statedir.remove_info(config.state_dir)
@@ -99,22 +108,26 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
             FoldConfig(confirm_timeout=config.confirm_timeout),
         )
         board = Board(engine)
-        grpc_server = GrpcServer(engine, board)
+        grpc_server = GrpcServer(engine, board, config.access.token)
         # Lets go of the port if what follows fails.
         stack.push_async_callback(grpc_server.stop)
-        grpc_port = _with_fallback(grpc_address, config.grpc is not None, grpc_server.bind)
+        grpc_port = _with_fallback(
+            grpc_address, config.grpc is not None, lambda text: grpc_server.bind(text, grpc_certificates)
+        )
         http_socket = _with_fallback(http_address, config.http is not None, _listen)
         stack.callback(http_socket.close)
-        http_url = f"http://{_Address(http_address.host, http_socket.getsockname()[1])}"
+        scheme = "http" if http_tls is None else "https"
+        http_url = f"{scheme}://{http_address.to_connect(http_socket.getsockname()[1])}"
 
         await stack.enter_async_context(engine.running())
         await stack.enter_async_context(board.running())
-        await stack.enter_async_context(_serving_http(engine, http_socket))
+        await stack.enter_async_context(_serving_http(engine, http_socket, config.access.token, http_tls))
         await grpc_server.start(http_url)
         stack.push_async_callback(grpc_server.stop)
         info = CollectorInfo(
             pid=os.getpid(),
-            grpc=str(_Address(grpc_address.host, grpc_port)),
+            grpc=str(grpc_address.to_connect(grpc_port)),
+            grpc_tls=grpc_certificates is not None,
             http=http_url,
             started_at=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
             version=collector_version(),
@@ -145,16 +158,21 @@ class _Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    def must_be_loopback(self) -> None:
+    def to_connect(self, port: int) -> _Address:
+        """Where someone on this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return _Address(host, port)
+
+    def must_be_safe(self, access: Access) -> None:
         try:
             found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise BindError(f"cannot resolve {self.host}: {error.strerror}") from error
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-        if not all(address.is_loopback for address in addresses):
+        if access.missing and not all(address.is_loopback for address in addresses):
             raise NotLoopbackError(
-                f"refusing to listen on {self}: others could reach it, which needs TLS and a token, "
-                "not available yet; give a loopback address such as 127.0.0.1"
+                f"refusing to listen on {self}: others could reach it, which needs TLS and a token. "
+                f"Give {', '.join(access.missing)} too, or a loopback address such as 127.0.0.1"
             )
 
 
@@ -204,9 +222,12 @@ class _HttpServer(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving_http(engine: Engine, listener: socket.socket) -> AsyncIterator[None]:
+async def _serving_http(
+    engine: Engine, listener: socket.socket, token: str | None, tls: ssl.SSLContext | None
+) -> AsyncIterator[None]:
+    app = new_app(engine)
     config = uvicorn.Config(
-        new_app(engine),
+        app if token is None else TokenGate(app, token),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -215,6 +236,8 @@ async def _serving_http(engine: Engine, listener: socket.socket) -> AsyncIterato
         server_header=False,
         timeout_graceful_shutdown=1,
     )
+    config.load()
+    config.ssl = tls
     server = _HttpServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     listening = asyncio.create_task(server.listening.wait())

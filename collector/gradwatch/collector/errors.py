@@ -6,6 +6,7 @@ CollectorError
 ├── StateDirError            the state directory is of no use
 │   ├── StateDirInUseError   another collector holds it
 │   └── NoStateError         no collector has ever kept anything there
+├── AccessError              a certificate is of no use
 └── BindError                an address cannot be bound
     ├── PortTakenError
     └── NotLoopbackError
@@ -36,6 +37,10 @@ class StateDirInUseError(StateDirError):
 
 class NoStateError(StateDirError):
     """No collector has ever kept anything in that state directory."""
+
+
+class AccessError(CollectorError):
+    """A certificate or its key is of no use."""
 
 
 class BindError(CollectorError):

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from gradwatch.collector.access import TokenInterceptor
 from gradwatch.collector.errors import PortTakenError, StoreError
 from gradwatch.collector.observations import LaunchEnded
 from gradwatch.collector.version import collector_version
@@ -21,6 +22,7 @@ from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gradwatch.collector.access import Certificates
     from gradwatch.collector.board import Board, Subscription
     from gradwatch.collector.engine import Engine
     from gradwatch.collector.observations import Report
@@ -127,20 +129,24 @@ class GrpcServer:
     Args:
         engine: takes the reports.
         board: gives the statuses.
+        token: what clients must show; None for nothing.
     """
 
-    def __init__(self, engine: Engine, board: Board) -> None:
+    def __init__(self, engine: Engine, board: Board, token: str | None = None) -> None:
         self._engine = engine
         self._board = board
-        self._server = grpc.aio.server(options=_OPTIONS)
+        gates = [] if token is None else [TokenInterceptor(token)]
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=gates)
 
-    def bind(self, address: str) -> int:
-        """Bind HOST:PORT; the port, which the system chooses for 0.
+    def bind(self, address: str, certificates: Certificates | None = None) -> int:
+        """Bind HOST:PORT; the port, which the system chooses for 0. With certificates it speaks TLS.
 
         Raises:
             PortTakenError: it cannot be bound.
         """
         try:
+            if certificates is not None:
+                return self._server.add_secure_port(address, certificates.grpc())
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise PortTakenError(

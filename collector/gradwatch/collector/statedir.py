@@ -35,12 +35,14 @@ class CollectorInfo:
 
     Attributes:
         grpc: HOST:PORT.
+        grpc_tls: whether it speaks TLS there.
         http: URL.
         started_at: RFC 3339, UTC.
     """
 
     pid: int
     grpc: str
+    grpc_tls: bool
     http: str
     started_at: str
     version: str
