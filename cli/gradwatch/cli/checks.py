@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gradwatch.agent.sidecar.access import Credentials
+
 _TORCH_NEEDED = (2, 6)
 _GRPC_PORT = 7700
 _HTTP_PORT = 7701
@@ -34,7 +36,7 @@ class Check:
     detail: str
 
 
-def all_checks(url: str | None, state_dir: Path) -> list[Check]:
+def all_checks(url: str | None, state_dir: Path, shown: Credentials) -> list[Check]:
     """Look at everything; nothing here raises."""
     return [
         _python(),
@@ -43,7 +45,7 @@ def all_checks(url: str | None, state_dir: Path) -> list[Check]:
         _autoload(os.environ),
         _spool(state_dir),
         _ports(state_dir),
-        _collector(url, state_dir),
+        _collector(url, state_dir, shown),
     ]
 
 
@@ -129,13 +131,13 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _collector(url: str | None, state_dir: Path) -> Check:
+def _collector(url: str | None, state_dir: Path, shown: Credentials) -> Check:
     from gradwatch.cli.launcher import collector_state
 
     if url is None and not collector_state.is_held(state_dir):
         return Check("collector", ok=True, detail=f"none runs on {state_dir}: a run starts one")
     try:
-        source = open_source(url, state_dir)
+        source = open_source(url, state_dir, shown)
         source.jobs()
     except CliError as error:
         return Check("collector", ok=False, detail=str(error))

@@ -32,18 +32,33 @@ def collector(
             show_default="127.0.0.1:7701, or a free port",
         ),
     ] = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
     parent: options.Parent = None,
 ) -> None:
-    """Receive, attribute, remember, and export metrics. One collector serves many jobs."""
+    """Receive, attribute, remember, and export metrics. One collector serves many jobs.
+
+    Others than this machine are served only with --tls-cert, --tls-key and --token-file. With --tls-ca,
+    sidecars must show a certificate that this CA has signed.
+    """
     import asyncio
     import logging
 
+    from gradwatch.cli import access
     from gradwatch.cli import parent as parent_watch
     from gradwatch.collector import errors
+    from gradwatch.collector.access import Access
     from gradwatch.collector.app import CollectorConfig, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gradwatch collector: %(message)s")
-    config = CollectorConfig(state_dir=paths.state_dir(state_dir), grpc=grpc, http=http)
+    config = CollectorConfig(
+        state_dir=paths.state_dir(state_dir),
+        grpc=grpc,
+        http=http,
+        access=Access(tls_cert, tls_key, tls_ca, access.token(token_file)),
+    )
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -55,7 +70,7 @@ def collector(
 
     try:
         asyncio.run(run())
-    except (errors.BindError, errors.StateDirError) as error:
+    except (errors.AccessError, errors.BindError, errors.StateDirError) as error:
         raise UsageError(str(error)) from None
     except errors.CollectorError as error:
         raise CliError(str(error)) from None

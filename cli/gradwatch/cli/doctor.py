@@ -4,8 +4,11 @@ from gradwatch.cli import options, paths
 
 
 def doctor(
+    *,
     url: options.Url = None,
     state_dir: options.StateDir = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
     """Check what a watched run needs, in the Python that runs this command.
@@ -14,9 +17,10 @@ def doctor(
     """
     import typer
 
-    from gradwatch.cli import checks, output
+    from gradwatch.cli import access, checks, output
 
-    found = checks.all_checks(url, paths.state_dir(state_dir))
+    shown = access.of_reader(ca=tls_ca, token_file=token_file)
+    found = checks.all_checks(url, paths.state_dir(state_dir), shown)
     healthy = all(check.ok for check in found)
     if json:
         rows = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in found]

@@ -9,15 +9,20 @@ from gradwatch.cli import options, paths
 
 def events(
     job: Annotated[str, typer.Argument(help="The job's name.")],
+    *,
     url: options.Url = None,
     state_dir: options.StateDir = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
     """List what the processes of a job reported; with --json one record a line."""
-    from gradwatch.cli import output
+    from gradwatch.cli import access, output
     from gradwatch.cli.source import open_source
 
-    found = open_source(url, paths.state_dir(state_dir)).events(job)
+    found = open_source(
+        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
+    ).events(job)
     if json:
         output.print_json_lines(found)
         return

@@ -9,15 +9,18 @@ from gradwatch.cli import options, paths
 
 def incident(
     incident_id: Annotated[str, typer.Argument(metavar="ID", help="From `gradwatch incidents`.")],
+    *,
     url: options.Url = None,
     state_dir: options.StateDir = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
     """Tell one incident: who was first and where, who was clean, what is not known."""
-    from gradwatch.cli import output
+    from gradwatch.cli import access, output
     from gradwatch.cli.source import open_source
 
-    source = open_source(url, paths.state_dir(state_dir))
+    source = open_source(url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file))
     document = source.incident(incident_id)
     if json:
         output.print_json(document)

@@ -9,15 +9,20 @@ from gradwatch.cli import options, paths
 
 def incidents(
     job: Annotated[str | None, typer.Option(envvar="GRADWATCH_JOB", help="Only those of this job.")] = None,
+    *,
     url: options.Url = None,
     state_dir: options.StateDir = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
     """List the incidents: who was first, where, and what has become of it."""
-    from gradwatch.cli import output
+    from gradwatch.cli import access, output
     from gradwatch.cli.source import open_source
 
-    found = open_source(url, paths.state_dir(state_dir)).incidents(job)
+    found = open_source(
+        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
+    ).incidents(job)
     if json:
         output.print_json(found)
         return

@@ -5,12 +5,21 @@ import typer
 from gradwatch.cli import options, paths
 
 
-def jobs(url: options.Url = None, state_dir: options.StateDir = None, json: options.Json = False) -> None:
+def jobs(
+    *,
+    url: options.Url = None,
+    state_dir: options.StateDir = None,
+    tls_ca: options.TlsCa = None,
+    token_file: options.TokenFile = None,
+    json: options.Json = False,
+) -> None:
     """List the jobs."""
-    from gradwatch.cli import output
+    from gradwatch.cli import access, output
     from gradwatch.cli.source import open_source
 
-    found = open_source(url, paths.state_dir(state_dir)).jobs()
+    found = open_source(
+        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
+    ).jobs()
     if json:
         output.print_json(found)
         return

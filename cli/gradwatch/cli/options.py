@@ -49,3 +49,43 @@ Collector = Annotated[
         show_default="one on --state-dir",
     ),
 ]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        envvar="GRADWATCH_TLS_CERT",
+        metavar="FILE",
+        help="This side's certificate, PEM.",
+        show_default="none",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        envvar="GRADWATCH_TLS_KEY",
+        metavar="FILE",
+        help="Its private key, PEM.",
+        show_default="none",
+    ),
+]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca",
+        envvar="GRADWATCH_TLS_CA",
+        metavar="FILE",
+        help="The CA that signs the other side's certificate, PEM.",
+        show_default="none",
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="GRADWATCH_TOKEN_FILE",
+        metavar="FILE",
+        help="The token that collector and clients share.",
+        show_default="none",
+    ),
+]

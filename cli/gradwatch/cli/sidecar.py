@@ -28,6 +28,10 @@ def sidecar(
         bool,
         typer.Option("--drain", envvar="GRADWATCH_DRAIN", help="Ship what is there, then end."),
     ] = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    token_file: options.TokenFile = None,
     parent: options.Parent = None,
 ) -> None:
     """Ship the journals of one node to a collector. `gradwatch run` starts one by itself.
@@ -39,7 +43,11 @@ def sidecar(
     import logging
 
     from gradwatch.agent.sidecar.app import SidecarConfig, SpoolTakenError, serve
+    from gradwatch.cli import access
 
+    shown = access.of_client(ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
+    if collector is not None:
+        access.check_collector(collector, shown)
     if not spool.is_dir():
         raise UsageError(f"--spool: {spool} is not a folder")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gradwatch sidecar: %(message)s")
@@ -51,6 +59,7 @@ def sidecar(
         drain_seconds=drain_timeout,
         parent=parent,
         drain=drain,
+        access=shown,
     )
     try:
         complete = asyncio.run(serve(config))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
+from gradwatch.cli.access import check_url
 from gradwatch.cli.errors import UnavailableError, UsageError
 from gradwatch.cli.launcher import collector_state
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from gradwatch.agent.sidecar.access import Credentials
     from gradwatch.collector.reader import Reader
 
 _TIMEOUT_SECONDS = 10.0
@@ -37,22 +40,27 @@ class Source(Protocol):
         """A job's records in order of arrival."""
 
 
-def open_source(url: str | None, state_dir: Path) -> Source:
+def open_source(url: str | None, state_dir: Path, shown: Credentials) -> Source:
     """Find what can answer.
+
+    Args:
+        url: a collector's; None for that of `state_dir`.
+        state_dir: where to look, for a collector or for what one has left.
+        shown: what to show to a collector, and whom to trust.
 
     Raises:
         UnavailableError: the collector of `state_dir` is not ready yet.
-        UsageError: `url` is no HTTP URL.
+        UsageError: `url` is no HTTP URL, or the token would be sent in the clear.
     """
     if url is not None:
-        return Api(url)
+        return Api(url, shown)
     if collector_state.is_held(state_dir):
         ready = collector_state.ready(state_dir)
         if ready is None:
             raise UnavailableError(
                 f"the collector of {state_dir} is only just starting; try again in a second"
             )
-        return Api(ready.http)
+        return Api(ready.http, shown)
     return Folder(state_dir)
 
 
@@ -61,14 +69,17 @@ class Api:
 
     Args:
         url: its HTTP address.
+        shown: what to show to it, and whom to trust.
 
     Raises:
-        UsageError: it is no HTTP URL.
+        UsageError: it is no HTTP URL, or the token would be sent in the clear.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, shown: Credentials) -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} is not a URL, such as http://127.0.0.1:7701")
+        check_url(url, shown)
+        self._shown = shown
         self.url = url.rstrip("/")
 
     def jobs(self) -> list[Document]:
@@ -94,7 +105,9 @@ class Api:
 
         try:
             # A proxy of the environment is not meant for a collector on loopback.
-            with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as client:
+            with httpx.Client(
+                timeout=_TIMEOUT_SECONDS, trust_env=False, verify=self._verify(), headers=self._headers()
+            ) as client:
                 answer = client.get(self.url + path, params=query)
             answer.raise_for_status()
             return answer.json()
@@ -104,12 +117,34 @@ class Api:
                 raise UnavailableError(detail) from None
             reason = detail or error.response.reason_phrase
             raise UnavailableError(f"{self.url}{path}: {error.response.status_code} {reason}") from None
+        except httpx.ConnectError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise UnavailableError(
+                    f"{self.url} shows a certificate that cannot be trusted: {error}. Give --tls-ca with the "
+                    "CA that signed it, and a --url with a host that it names"
+                ) from None
+            raise self._no_answer(error) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UnavailableError(
-                f"no collector answers at {self.url}: {error}. Is it running? `gradwatch doctor` tells"
-            ) from None
+            raise self._no_answer(error) from None
         except ValueError:
             raise UnavailableError(f"{self.url}{path} is not JSON: is that a gradwatch collector?") from None
+
+    def _no_answer(self, error: Exception) -> UnavailableError:
+        return UnavailableError(
+            f"no collector answers at {self.url}: {error}. Is it running? `gradwatch doctor` tells"
+        )
+
+    def _verify(self) -> ssl.SSLContext | bool:
+        """Whom to trust; without a CA of our own, those that httpx brings along."""
+        if self._shown.ca is None:
+            return True
+        context = ssl.create_default_context(cadata=self._shown.ca.decode("ascii"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _headers(self) -> dict[str, str]:
+        token = self._shown.token
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 class Folder:

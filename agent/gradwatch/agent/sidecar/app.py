@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor, tail
+from gradwatch.agent.sidecar.access import Access, AccessError, Credentials
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
 from gradwatch.agent.sidecar.sidecar import Sidecar
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
@@ -43,6 +44,7 @@ class SidecarConfig:
         drain_seconds: how long to go on after SIGTERM.
         parent: end when this process is no longer our parent.
         drain: ship what is there, then end.
+        access: what to show to the collector, and whom to trust.
     """
 
     spool: Path
@@ -52,6 +54,7 @@ class SidecarConfig:
     drain_seconds: float = 10.0
     parent: int | None = None
     drain: bool = False
+    access: Access = dataclasses.field(default_factory=Access)
 
 
 class SpoolTakenError(Exception):
@@ -72,7 +75,12 @@ async def serve(config: SidecarConfig) -> bool:
     if lock is None:
         raise SpoolTakenError(f"another sidecar ships {config.spool}")
     loop = asyncio.get_running_loop()
-    client = Client(lambda: _address(config), _hello(config), lambda status: sidecar.take_status(status))  # noqa: PLW0108 - it is bound on the next line
+    client = Client(
+        lambda: _address(config),
+        _hello(config),
+        lambda status: sidecar.take_status(status),  # noqa: PLW0108 - it is bound on the next line
+        lambda: _credentials(config),
+    )
     sidecar = Sidecar(
         config.spool,
         _neighbours(config),
@@ -127,14 +135,34 @@ def _neighbours(config: SidecarConfig) -> Path | None:
 
 
 def _address(config: SidecarConfig) -> str:
+    return config.collector or _found(config)[0]
+
+
+def _credentials(config: SidecarConfig) -> Credentials:
+    try:
+        credentials = config.access.read()
+    except AccessError as error:
+        raise CollectorUnavailableError(str(error)) from error
     if config.collector is not None:
-        return config.collector
+        return credentials
+    # The collector of this machine says itself whether it speaks TLS.
+    _, speaks_tls = _found(config)
+    if not speaks_tls:
+        return dataclasses.replace(credentials, ca=None)
+    if credentials.ca is None:
+        raise CollectorUnavailableError("the collector speaks TLS: give --tls-ca with the CA that signed it")
+    return credentials
+
+
+def _found(config: SidecarConfig) -> tuple[str, bool]:
+    """Where the collector of this machine listens, and whether it speaks TLS there."""
     if config.state_dir is None:
         raise CollectorUnavailableError("no collector is named, and no state folder to find one in")
     path = config.state_dir / "collector.json"
     try:
-        return str(json.loads(path.read_bytes())["grpc"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_bytes())
+        return str(found["grpc"]), found.get("grpc_tls") is True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CollectorUnavailableError(f"no collector has left its address in {path}: {error}") from error
 
 

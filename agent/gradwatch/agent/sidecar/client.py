@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import tenacity
 
+from gradwatch.agent.sidecar.access import NOT_VERIFIED, REFUSED, Credentials
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 
@@ -42,6 +43,8 @@ class Client:
             May raise `CollectorUnavailableError`.
         hello: who we are; goes with each stream's first report.
         on_status: called with every job status the collector pushes.
+        credentials: gives what to show and whom to trust, asked at every connect since files are renewed.
+            May raise `CollectorUnavailableError`.
     """
 
     def __init__(
@@ -49,10 +52,12 @@ class Client:
         address: Callable[[], str],
         hello: pb.Sidecar,
         on_status: Callable[[pb.JobStatus], None],
+        credentials: Callable[[], Credentials] = Credentials,
     ) -> None:
         self._address = address
         self._hello = hello
         self._on_status = on_status
+        self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive] | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -107,8 +112,9 @@ class Client:
     async def _open(self) -> None:
         await self.close()
         address = self._address()
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._call = rpc.IngestStub(self._channel).Stream()
+        credentials = self._credentials()
+        self._channel = _channel(address, credentials)
+        self._call = rpc.IngestStub(self._channel).Stream(metadata=_metadata(credentials))
         self._reader = asyncio.create_task(self._read(self._call))
         self._last_id = 0
         first = pb.Report()
@@ -173,7 +179,22 @@ class Client:
             _log.warning("%s; trying again until it answers", error)
 
 
+def _channel(address: str, credentials: Credentials) -> grpc.aio.Channel:
+    if credentials.ca is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    tls = grpc.ssl_channel_credentials(credentials.ca, credentials.key, credentials.cert)
+    return grpc.aio.secure_channel(address, tls, options=_OPTIONS)
+
+
+def _metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    return () if credentials.token is None else (("authorization", f"Bearer {credentials.token}"),)
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return f"{REFUSED}: {error.details()}"
+        if error.code() is grpc.StatusCode.UNAVAILABLE and "andshake" in str(error.details()):
+            return f"{NOT_VERIFIED}: {error.details()}"
         return f"{error.code().name.lower()}: {error.details()}"
     return str(error) or type(error).__name__
