@@ -99,6 +99,7 @@ def test_watch_composes_with_a_comm_hook_registered_before_and_after_it(order, t
     assert next(record["checkpoint"] for record in journal if "checkpoint" in record) == {
         "path": "/somewhere/ckpt",
         "step": 1000,
+        "declared": True,
     }
     bad = next(record["nonfinite"] for record in journal if "nonfinite" in record)
     assert bad["step"] == 1004, "set_step(1000) before the first of the steps"

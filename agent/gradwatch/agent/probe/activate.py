@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.ddp import DDPWatch
+from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.steps import patch_optimizers
 from gradwatch.agent.probe.unwatched import why_unwatched
@@ -52,6 +54,7 @@ def activate() -> Probe | None:
     ddp = DDPWatch(watcher)
     ddp.install()
     _patch_optimizers(watcher)
+    patch_saves(_guarded(watcher, "saves", watcher.saving))
     _active = Probe(watcher, ddp)
     # Without this file nobody could tell a job that never imported us from one that never
     # wrapped a model.
@@ -60,20 +63,25 @@ def activate() -> Probe | None:
     return _active
 
 
+def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of the probe under its fuse: never raises."""
+    fuses = watcher.fuses
+
+    def run(*args: Any) -> Any:
+        if fuses.intact(part):
+            try:
+                return call(*args)
+            except Exception as error:
+                fuses.blow(part, error)
+        return None
+
+    return run
+
+
 def _patch_optimizers(watcher: Watcher) -> None:
-    clock, fuses, guarding = watcher.clock, watcher.fuses, watcher.guarding
+    clock, guarding = watcher.clock, watcher.guarding
 
-    def guarded(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            if fuses.intact(part):
-                try:
-                    return call(*args)
-                except Exception as error:
-                    fuses.blow(part, error)
-            return None
-
-        return run
-
+    guarded = functools.partial(_guarded, watcher)
     guard_before = guarded("guard", guarding.before) if guarding is not None else None
     guard_after = guarded("guard", guarding.after) if guarding is not None else None
 

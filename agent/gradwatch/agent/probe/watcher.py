@@ -18,9 +18,12 @@ from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.rank import identify, unwatched_message
 from gradwatch.agent.probe.rounds import Moment
+from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.steps import StepClock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from gradwatch.agent.probe.model import WatchedModel
@@ -64,6 +67,7 @@ class Watcher:
         self._bad_streak = 0
         self._dropped: dict[str, int] = {}
         self._tag: str | None = None
+        self._saves = Saves()
         self.probe_seconds = 0.0
         self._first_round_at: float | None = None
         self._said_unwatched = False
@@ -215,10 +219,24 @@ class Watcher:
 
     def checkpoint_saved(self, path: str, step: int | None) -> None:
         """The user says that a checkpoint has been written."""
-        message: dict[str, Any] = {"path": path}
+        message: dict[str, Any] = {"path": absolute(path), "declared": True}
         if step is not None:
             message["step"] = step
         self.append("checkpoint", message)
+
+    # ------------------------------------------------------------------ saves
+
+    def saving(self, path: Callable[[], str]) -> None:
+        """A save begins in this process; told if it is a watched rank's.
+
+        Args:
+            path: gives the absolute path, or "".
+        """
+        if self.identity is None or self.identity.duplicate:
+            return
+        where, step = path(), self.clock.step
+        if self._saves.is_new(where, step):
+            self.append("checkpoint", {"path": where, "step": step})
 
     # ------------------------------------------------------------------ writing
 
