@@ -50,6 +50,10 @@ def run(
             help="Exit with 2 unless every rank was watched.",
         ),
     ] = False,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    token_file: options.TokenFile = None,
     drain_timeout: options.DrainTimeout = 10.0,
     quiet: Annotated[
         bool, typer.Option("--quiet", envvar="GRADWATCH_QUIET", help="Say only verdicts and warnings.")
@@ -64,6 +68,7 @@ def run(
         raise UsageError(
             f"run needs Linux, and this is {sys.platform}: start a collector and a sidecar by hand"
         )
+    from gradwatch.cli import access
     from gradwatch.cli.launcher import environment
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.launch import launch
@@ -84,6 +89,7 @@ def run(
                 state_dir=paths.state_dir(state_dir),
                 collector=collector,
                 http=http,
+                access=access.of_client(ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file),
                 report=None if report is None else report.absolute(),
                 require_watch=require_watch,
                 drain_seconds=drain_timeout,

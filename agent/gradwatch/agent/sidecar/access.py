@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A line of the sidecar's log that holds one of these tells that waiting alone will not help.
-REFUSED = "the collector lets nobody in without the right token"
+REFUSED = "the collector refuses this sidecar"
 NOT_VERIFIED = "TLS with the collector failed"
 
 _SHORTEST_TOKEN = 16

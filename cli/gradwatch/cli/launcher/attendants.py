@@ -11,6 +11,7 @@ from gradwatch.agent.sidecar import cleanup
 from gradwatch.cli.launcher import collector_state
 from gradwatch.cli.launcher.environment import for_child
 from gradwatch.cli.launcher.processes import send
+from gradwatch.cli.launcher.sidecar_log import SidecarLog
 from gradwatch.cli.launcher.supervise import Supervised
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Attendants:
         self._processes = processes
         self._sidecar = Supervised(self._start_sidecar, processes.exit_status)
         self._collector = Supervised(self._start_collector, processes.exit_status)
+        self._sidecar_log = SidecarLog(spool.folder / _SIDECAR_LOG)
         self._held = False
         self._look_at = 0.0
         self._drain_until: float | None = None
@@ -73,7 +75,7 @@ class Attendants:
                 ("sidecar", _SIDECAR_LOG, self._sidecar),
             )
             if child.deaths == _DEATHS
-        ]
+        ] + [f"nothing is reported: {refusal}" for refusal in self._sidecar_log.refusals()]
 
     def tick(self, now: float) -> None:
         """Start what is missing. To be called often.
@@ -118,6 +120,7 @@ class Attendants:
             self._sidecar.tick(now, wanted=True)
 
     def _start_sidecar(self) -> int:
+        access = self._config.access
         arguments = ["sidecar", "--spool", self._spool.folder, "--state-dir", self._config.state_dir]
         arguments += ["--job", self._config.job, "--parent", os.getpid()]
         arguments += ["--drain-timeout", self._config.drain_seconds]
@@ -125,6 +128,12 @@ class Attendants:
             arguments += ["--collector", self._config.collector]
         if self._drain_until is not None:
             arguments += ["--drain"]
+        if access.ca is not None:
+            arguments += ["--tls-ca", access.ca]
+        if access.ca is not None and access.cert is not None and access.key is not None:
+            arguments += ["--tls-cert", access.cert, "--tls-key", access.key]
+        if access.token_file is not None:
+            arguments += ["--token-file", access.token_file]
         return self._start(_SIDECAR_LOG, arguments)
 
     def _start_collector(self) -> int:
@@ -135,8 +144,13 @@ class Attendants:
             "--parent",
             os.getpid(),
         ]
+        access = self._config.access
         if self._config.http is not None:
             arguments += ["--http", self._config.http]
+            if access.cert is not None and access.key is not None:
+                arguments += ["--tls-cert", access.cert, "--tls-key", access.key]
+        if access.token_file is not None:
+            arguments += ["--token-file", access.token_file]
         return self._start(_COLLECTOR_LOG, arguments)
 
     def _start(self, log: str, arguments: list[object]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.sidecar.access import Access
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,6 +21,7 @@ class RunConfig:
         state_dir: absolute.
         collector: HOST:PORT of a collector to use; None for one of our own.
         http: HOST:PORT the own collector must listen on; None for the default or a free one.
+        access: what the sidecar shows and trusts; its certificate and token are the own collector's too.
         report: where the report goes; None for nowhere.
         require_watch: a job that is not wholly watched is a failure.
         drain_seconds: how long to go on shipping after the command has ended.
@@ -30,6 +33,7 @@ class RunConfig:
     state_dir: Path
     collector: str | None = None
     http: str | None = None
+    access: Access = dataclasses.field(default_factory=Access)
     report: Path | None = None
     require_watch: bool = False
     drain_seconds: float = 10.0

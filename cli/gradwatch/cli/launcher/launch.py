@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -177,8 +178,8 @@ class _Run:
             return
         self._said_where = True
         self._say(Line(Weight.NOTE, f"job {config.job}, metrics at {found.http}/metrics"))
-        asked = config.http
-        if asked is not None and not asked.endswith(":0") and found.http != f"http://{asked}":
+        asked = None if config.http is None else preflight.parse_address(config.http, "--http")[1]
+        if asked and asked != urlsplit(found.http).port:
             self._warn(f"a collector already runs on {config.state_dir}, at {found.http}; --http is not used")
 
     # ---------------------------------------------------------------- after

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import shutil
 import socket
@@ -11,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradwatch.cli.access import check_collector, is_loopback
 from gradwatch.cli.errors import UsageError
 from gradwatch.cli.launcher import collector_state
 
@@ -28,16 +28,18 @@ def check(config: RunConfig) -> None:
     """Refuse what cannot work.
 
     Raises:
-        UsageError: the report cannot be written, an address is none, or a port is taken.
+        UsageError: the report cannot be written, an address is none, a port is taken, or TLS or the token
+            that an address needs is missing.
     """
     if config.report is not None:
         _check_report(config.report)
     if config.collector is not None:
         parse_address(config.collector, "--collector")
+        check_collector(config.collector, config.access)
         if config.http is not None:
             raise UsageError("--http is for the collector that runs by itself here: leave out --collector")
     if config.http is not None:
-        _check_http(config.http, config.state_dir)
+        _check_http(config.http, config)
 
 
 def why_not_runnable(name: str, environ: Mapping[str, str]) -> tuple[int, str] | None:
@@ -87,13 +89,15 @@ def _check_report(path: Path) -> None:
         ) from None
 
 
-def _check_http(text: str, state_dir: Path) -> None:
+def _check_http(text: str, config: RunConfig) -> None:
     host, port = parse_address(text, "--http")
-    if not _is_loopback(host):
+    access = config.access
+    if not is_loopback(host) and None in {access.cert, access.key, access.token_file}:
         raise UsageError(
-            f"--http: {host} is not a loopback address; without TLS the collector listens on no other"
+            f"--http: {host} is not a loopback address: others could reach it, which needs TLS and a token. "
+            "Give --tls-cert, --tls-key and --token-file, or a loopback address such as 127.0.0.1"
         )
-    if collector_state.is_held(state_dir):
+    if collector_state.is_held(config.state_dir):
         # Ours will be the one that runs already; the launcher says when it is elsewhere.
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -103,12 +107,3 @@ def _check_http(text: str, state_dir: Path) -> None:
             listener.bind((host, port))
         except OSError as error:
             raise UsageError(f"--http: cannot listen on {text}: {error.strerror}. Name a free port") from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
