@@ -1,5 +1,6 @@
 """`gradwatch collector`: receive what sidecars ship."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,15 @@ def collector(
             show_default="127.0.0.1:7701, or a free port",
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRADWATCH_POLICY",
+            metavar="FILE",
+            help="The policy of all jobs that have none of their own here.",
+            show_default="none",
+        ),
+    ] = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
     tls_ca: options.TlsCa = None,
@@ -46,17 +56,20 @@ def collector(
     import asyncio
     import logging
 
-    from gradwatch.cli import access
+    from gradwatch.cli import access, policy_files
     from gradwatch.cli import parent as parent_watch
     from gradwatch.collector import errors
     from gradwatch.collector.access import Access
     from gradwatch.collector.app import CollectorConfig, serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s gradwatch collector: %(message)s")
+    if policy is not None:
+        policy_files.check(policy)
     config = CollectorConfig(
         state_dir=paths.state_dir(state_dir),
         grpc=grpc,
         http=http,
+        policy=None if policy is None else policy.absolute(),
         access=Access(tls_cert, tls_key, tls_ca, access.token(token_file)),
     )
 

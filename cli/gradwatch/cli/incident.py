@@ -32,6 +32,12 @@ def incident(
     if document["origins"]:
         typer.echo("")
         output.print_table(_COLUMNS, [_row(origin) for origin in document["origins"]])
+    for decision in document["decisions"]:
+        typer.echo("")
+        typer.echo(f"  Decided: {decision['action']} ({decision['outcome']}), since {decision['reason']}.")
+        typer.echo(f"  Effect: {decision['effect']}.")
+        if decision["concluded"]:
+            typer.echo(f"  Came of it: {decision['concluded']}.")
 
 
 _COLUMNS = ["rank", "node", "step", "round", "phase", "parameter", "value", "count", "position"]

@@ -9,6 +9,7 @@ import sys
 import typer
 
 from gradwatch.cli import (
+    audit,
     checkpoints,
     collector,
     doctor,
@@ -17,6 +18,7 @@ from gradwatch.cli import (
     incidents,
     jobs,
     policy,
+    rollback,
     run_command,
     sidecar,
 )
@@ -39,6 +41,8 @@ app.command("incidents")(incidents.incidents)
 app.command("incident")(incident.incident)
 app.command("events")(events.events)
 app.command("jobs")(jobs.jobs)
+app.command("audit")(audit.audit)
+app.command("rollback")(rollback.rollback)
 app.command("doctor")(doctor.doctor)
 app.command("collector")(collector.collector)
 app.command("sidecar")(sidecar.sidecar)

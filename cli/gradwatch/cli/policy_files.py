@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.cli.errors import CliError, UsageError
 from gradwatch.collector.policy.decision_document import as_document, rfc3339
-from gradwatch.collector.policy.document import policy_hash
+from gradwatch.collector.policy.document import load_policy, policy_hash
+from gradwatch.collector.policy.problems import PolicyError
 from gradwatch.collector.policy.sentences import explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gradwatch.collector.policy.model import Policy
-    from gradwatch.collector.policy.problems import PolicyError, Problem
+    from gradwatch.collector.policy.problems import Problem
     from gradwatch.collector.policy.replay import Row
 
 COLUMNS = ("at", "step", "rank", "cause", "rule", "action", "outcome", "what", "why")
@@ -31,6 +32,18 @@ def read(path: Path) -> bytes:
         return sys.stdin.buffer.read() if path == Path("-") else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def check(path: Path) -> Policy:
+    """Load a policy that is to be used.
+
+    Raises:
+        UsageError: it cannot be read, or holds errors; each is a line of the message.
+    """
+    try:
+        return load_policy(read(path), str(path))
+    except PolicyError as error:
+        raise UsageError(str(complaint(error))) from None
 
 
 def complaint(error: PolicyError) -> CliError:

@@ -39,6 +39,9 @@ class Source(Protocol):
     def events(self, job: str) -> list[Document]:
         """A job's records in order of arrival."""
 
+    def audit(self, job: str) -> list[Document]:
+        """A job's audit trail, oldest first."""
+
 
 def open_source(url: str | None, state_dir: Path, shown: Credentials) -> Source:
     """Find what can answer.
@@ -100,7 +103,26 @@ class Api:
         path = f"/api/v1/jobs/{quote(job)}/events"
         return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
 
+    def audit(self, job: str) -> list[Document]:
+        """As `Source`."""
+        path = f"/api/v1/jobs/{quote(job)}/audit"
+        return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
+
+    def roll_back(self, job: str, operator: str) -> Document:
+        """Ask for a rollback to the newest good checkpoint; the decision.
+
+        Args:
+            job: its name.
+            operator: who asks, for the audit trail.
+        """
+        headers = {"X-Gradwatch-Operator": operator}
+        path = f"/api/v1/jobs/{quote(job)}/rollback"
+        return dict(self._ask("POST", path, headers=headers, json={"to": "last-good"}))
+
     def _get(self, path: str, **query: str) -> Any:
+        return self._ask("GET", path, params=query)
+
+    def _ask(self, method: str, path: str, **what: Any) -> Any:
         import httpx
 
         try:
@@ -108,12 +130,13 @@ class Api:
             with httpx.Client(
                 timeout=_TIMEOUT_SECONDS, trust_env=False, verify=self._verify(), headers=self._headers()
             ) as client:
-                answer = client.get(self.url + path, params=query)
+                answer = client.request(method, self.url + path, **what)
             answer.raise_for_status()
             return answer.json()
         except httpx.HTTPStatusError as error:
             detail = _detail(error.response)
-            if detail is not None and error.response.status_code == httpx.codes.NOT_FOUND:
+            known = {httpx.codes.NOT_FOUND, httpx.codes.CONFLICT}
+            if detail is not None and error.response.status_code in known:
                 raise UnavailableError(detail) from None
             reason = detail or error.response.reason_phrase
             raise UnavailableError(f"{self.url}{path}: {error.response.status_code} {reason}") from None
@@ -187,6 +210,15 @@ class Folder:
                 return [
                     event.model_dump(mode="json") for event in reader.events(job, after=after, limit=_MANY)
                 ]
+
+            return _all_pages(page)
+
+    def audit(self, job: str) -> list[Document]:
+        """As `Source`."""
+        with self._opened() as reader:
+
+            def page(after: int) -> list[Document]:
+                return [one.model_dump(mode="json") for one in reader.audit(job, after=after, limit=_MANY)]
 
             return _all_pages(page)
 

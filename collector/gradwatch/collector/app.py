@@ -22,6 +22,7 @@ from gradwatch.collector.board import Board
 from gradwatch.collector.engine import Engine
 from gradwatch.collector.errors import BindError, NotLoopbackError, PortTakenError, StateDirError
 from gradwatch.collector.model import FoldConfig
+from gradwatch.collector.policies import PolicyBook
 from gradwatch.collector.service import GrpcServer
 from gradwatch.collector.statedir import CollectorInfo, default_state_dir
 from gradwatch.collector.store import Store
@@ -49,6 +50,7 @@ class CollectorConfig:
         grpc: HOST:PORT; None for the default, or a free port when that is taken. Port 0 is any free one.
         http: the same for HTTP.
         confirm_timeout: seconds of silence after which a rank is named unknown.
+        policy: the policy file of jobs that have none of their own in the state directory.
         access: certificates and token. TLS is spoken on the addresses that are given here; a default one,
             which only this machine reaches, stays plain.
     """
@@ -57,6 +59,7 @@ class CollectorConfig:
     grpc: str | None = None
     http: str | None = None
     confirm_timeout: float = 30.0
+    policy: Path | None = None
     access: Access = field(default_factory=Access)
 
 
@@ -106,6 +109,7 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         engine = Engine(
             Store.in_file(config.state_dir / statedir.DATABASE),
             FoldConfig(confirm_timeout=config.confirm_timeout),
+            PolicyBook(config.state_dir, config.policy),
         )
         board = Board(engine)
         grpc_server = GrpcServer(engine, board, config.access.token)

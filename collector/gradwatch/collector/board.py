@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gradwatch.collector import document
+from gradwatch.collector.policy.dossier import Dossier
+from gradwatch.collector.recovery.orders import order_for, task_for
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from gradwatch.collector.engine import Engine
+    from gradwatch.collector.recovery.orders import Order, Task
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +35,32 @@ class Subscription:
 
     Attributes:
         jobs: those it wants; see `Board.want`.
+        launches: whose orders and tasks it wants.
         event: set while there is something.
     """
 
     jobs: set[str] = field(default_factory=set)
+    launches: set[str] = field(default_factory=set)
     event: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: dict[str, bytes] = field(default_factory=dict)
+    _told: dict[str, tuple[Order | None, Task | None]] = field(default_factory=dict)
+    _to_tell: dict[tuple[str, type], Order | Task] = field(default_factory=dict)
+
+    def tell(self, launch: str, order: Order | None, task: Task | None) -> None:
+        """Have these sent, as far as they are news."""
+        told_order, told_task = self._told.get(launch, (None, None))
+        if order is not None and order != told_order:
+            self._to_tell[launch, type(order)] = order
+            self.event.set()
+        if task is not None and task != told_task:
+            self._to_tell[launch, type(task)] = task
+            self.event.set()
+        self._told[launch] = (order or told_order, task or told_task)
+
+    def take_orders(self) -> list[Order | Task]:
+        """What is to be told now."""
+        waiting, self._to_tell = self._to_tell, {}
+        return [*waiting.values()]
 
     def put(self, job: str, status: bytes) -> None:
         """Have it sent, in place of an older one."""
@@ -85,10 +108,12 @@ class Board:
         finally:
             self._subscriptions.discard(subscription)
 
-    def want(self, subscription: Subscription, jobs: Iterable[str]) -> None:
-        """Show these jobs too, and how they are now."""
+    def want(self, subscription: Subscription, jobs: Iterable[str], launches: Iterable[str]) -> None:
+        """Show these jobs too, and how they are now; tell what these launches are to do."""
         subscription.jobs.update(jobs)
+        subscription.launches.update(launches)
         self.show_now(subscription)
+        self._tell(subscription, subscription.jobs)
 
     def show_now(self, subscription: Subscription) -> None:
         """Show its jobs as they are at this moment."""
@@ -98,6 +123,21 @@ class Board:
     def _note(self, jobs: set[str]) -> None:
         self._changed |= jobs
         self._event.set()
+        # Documents can wait, orders do not.
+        for subscription in self._subscriptions:
+            self._tell(subscription, jobs)
+
+    def _tell(self, subscription: Subscription, jobs: set[str]) -> None:
+        state = self._engine.state
+        for job in jobs & subscription.jobs & state.jobs.keys():
+            dossier = self._engine.dossiers.get(job, Dossier(job))
+            for launch in subscription.launches & state.jobs[job].launches.keys():
+                try:
+                    order, task = order_for(state, dossier, launch), task_for(state, dossier, launch)
+                except Exception:
+                    _log.exception("a bug: what launch %s of job %s is to do cannot be told", launch, job)
+                    continue
+                subscription.tell(launch, order, task)
 
     async def _show(self) -> None:
         while True:
@@ -123,4 +163,5 @@ class Board:
             subscription.put(job, status)
 
     def _document(self, job: str) -> bytes:
-        return document.as_json(document.job(self._engine.state, job), MAX_BYTES)
+        engine = self._engine
+        return document.as_json(document.job(engine.state, job, engine.books), MAX_BYTES)

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.collector import schema
+from gradwatch.collector.books import NO_BOOKS, Books
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, JobState, Journal, Launch, Sighting, State
 
 
-def jobs(state: State) -> list[schema.JobDocument]:
+def jobs(state: State, books: Books = NO_BOOKS) -> list[schema.JobDocument]:
     """All jobs, by name."""
-    return [job(state, name) for name in sorted(state.jobs)]
+    return [job(state, name, books) for name in sorted(state.jobs)]
 
 
-def job(state: State, name: str) -> schema.JobDocument:
+def job(state: State, name: str, books: Books = NO_BOOKS) -> schema.JobDocument:
     """One job.
+
+    Args:
+        state: the collector's.
+        name: the job's.
+        books: what deciding rests on.
 
     Raises:
         KeyError: there is no such job.
@@ -59,9 +65,9 @@ def job(state: State, name: str) -> schema.JobDocument:
         ended_by=ended_by,
         launches=[_launch(launch) for launch in known.launches.values()],
         overhead=overhead(ranks),
-        incidents=[incident(value) for value in incidents_of(state, known)],
+        incidents=[incident(value, books) for value in incidents_of(state, known)],
         incidents_left_out=0,
-        decisions=[],
+        **books.of_job(known),
         dropped=dropped(_since(known.dropped, known.dropped_earlier), journals),
         faults=_sum(faults_of(journal) for journal in journals),
         unwatched=[
@@ -74,12 +80,18 @@ def job(state: State, name: str) -> schema.JobDocument:
 
 
 def incidents(
-    state: State, *, job: str | None = None, status: str | None = None, limit: int | None = None
+    state: State,
+    books: Books = NO_BOOKS,
+    *,
+    job: str | None = None,
+    status: str | None = None,
+    limit: int | None = None,
 ) -> list[schema.IncidentDocument]:
     """Incidents, newest first.
 
     Args:
         state: the collector's.
+        books: what deciding rests on.
         job: only of that job.
         status: only in that status; "open" stands for suspected and confirmed.
         limit: at most so many.
@@ -90,10 +102,10 @@ def incidents(
         if job in {None, value.attempt.job} and _has_status(value, status)
     ]
     wanted.sort(key=lambda value: (value.opened_at, value.attempt, value.evidence.first_round), reverse=True)
-    return [incident(value) for value in wanted[:limit]]
+    return [incident(value, books) for value in wanted[:limit]]
 
 
-def incident(value: Incident) -> schema.IncidentDocument:
+def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocument:
     """One incident."""
     verdict = value.verdict
     return schema.IncidentDocument(
@@ -119,8 +131,13 @@ def incident(value: Incident) -> schema.IncidentDocument:
         confirmed_at=None if value.confirmed_at is None else _time(value.confirmed_at),
         closed_at=None if value.closed_at is None else _time(value.closed_at),
         close_reason=None if value.close_reason is None else value.close_reason.value,
-        decisions=[],
+        decisions=books.decisions_about(value),
     )
+
+
+def audit(row: Mapping[str, Any]) -> schema.AuditDocument:
+    """One row of the audit trail."""
+    return schema.AuditDocument(**{**row, "at": _time(row["at"])})
 
 
 def event(row: Mapping[str, Any]) -> schema.EventDocument:
@@ -270,6 +287,7 @@ def _launch(launch: Launch) -> schema.LaunchDocument:
         ended_at=None if launch.ended_at is None else _time(launch.ended_at),
         exit_code=launch.exit_code,
         ended_by=launch.ended_by,
+        command=launch.command.value,
     )
 
 

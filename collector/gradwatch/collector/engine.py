@@ -11,17 +11,25 @@ import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gradwatch.collector.errors import StoreError
+from gradwatch.collector.books import Books
+from gradwatch.collector.errors import OperatorError, StoreError
 from gradwatch.collector.fold import fold, tick
 from gradwatch.collector.model import Changes, FoldConfig, State, apply
 from gradwatch.collector.observations import DropReason
+from gradwatch.collector.policy.decision import Decision
+from gradwatch.collector.policy.dossier import Dossier
+from gradwatch.collector.recovery.model import Entry
+from gradwatch.collector.recovery.operator import operator_rollback
+from gradwatch.collector.recovery.think import Thought, think
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gradwatch.collector.observations import Report
+    from gradwatch.collector.policies import PolicyBook
     from gradwatch.collector.store import Store
 
 _T = TypeVar("_T")
@@ -33,29 +41,55 @@ TICK_SECONDS = 1.0
 _QUEUE = 256
 
 
+@dataclass
+class Asked:
+    """An operator's wish, and what became of it."""
+
+    job: str
+    who: str
+    decision: Decision | None = None
+    refused: str = ""
+
+
 class Engine:
     """Holds the state, and is the only one to change it.
 
     Args:
         store: is used on this engine's thread only.
         config: for the pure part.
+        policies: those in force.
         clock: the collector's time, in seconds since the epoch.
 
     Attributes:
         on_change: called with the names of jobs that changed.
         state: what the collector knows; replaced as a whole.
+        dossiers: what deciding about a job rests on, by job.
+        policies: those in force.
         healthy: whether the last write to the store succeeded.
     """
 
-    def __init__(self, store: Store, config: FoldConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: FoldConfig,
+        policies: PolicyBook,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.on_change: Callable[[set[str]], None] = lambda _jobs: None
         self.state = State()
+        self.dossiers: dict[str, Dossier] = {}
+        self.policies = policies
         self.healthy = False
         self._store = store
         self._config = config
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradwatch-store")
-        self._queue: asyncio.Queue[tuple[Report, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[tuple[Report | Asked, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
+
+    @property
+    def books(self) -> Books:
+        """What documents tell besides the state."""
+        return Books(self.dossiers, self.policies.in_force)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -67,6 +101,7 @@ class Engine:
         try:
             await self._in_thread(self._store.migrate)
             self.state = await self._in_thread(self._store.load)
+            self.dossiers = await self._in_thread(self._store.load_dossiers)
             self.healthy = True
             writer = asyncio.create_task(self._write())
             try:
@@ -86,8 +121,32 @@ class Engine:
         Raises:
             StoreError: nothing of it is stored, and the state is as it was.
         """
+        await self._hand_over(report)
+
+    async def roll_back(self, job: str, who: str) -> Decision:
+        """Roll a job back because an operator asks for it.
+
+        Args:
+            job: a known one.
+            who: the operator, for the audit trail.
+
+        Raises:
+            OperatorError: it cannot be.
+            StoreError: nothing is stored, and nothing will be done.
+        """
+        asked = Asked(job, who)
+        await self._hand_over(asked)
+        if asked.decision is None:
+            raise OperatorError(asked.refused)
+        return asked.decision
+
+    async def audit(self, job: str, *, after: int, limit: int) -> list[dict[str, Any]]:
+        """A job's audit trail; see `Store.audit`."""
+        return await self._in_thread(lambda: self._store.audit(job, after=after, limit=limit))
+
+    async def _hand_over(self, item: Report | Asked) -> None:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._queue.put((report, stored))
+        await self._queue.put((item, stored))
         await stored
 
     async def events(self, job: str, *, after: int, limit: int) -> list[dict[str, Any]]:
@@ -106,9 +165,9 @@ class Engine:
                 continue
             if item is None:
                 return
-            report, stored = item
+            asked, stored = item
             try:
-                await self._store_and_swap(self._fold(report))
+                await self._take(asked)
             except Exception as error:
                 if not stored.done():
                     stored.set_exception(error)
@@ -116,28 +175,87 @@ class Engine:
                 if not stored.done():
                     stored.set_result(None)
 
+    async def _take(self, item: Report | Asked) -> None:
+        now = self._clock()
+        if isinstance(item, Asked):
+            await self._store_and_swap(self._ask(item, now))
+        else:
+            await self._store_and_swap(self._think(self._fold(item, now), now))
+
     async def _tick(self) -> None:
+        now = self._clock()
+        reloaded = self.policies.refresh()
         try:
-            await self._store_and_swap(tick(self.state, self._config, self._clock()))
+            thought = self._think(tick(self.state, self._config, now), now)
+            news = tuple(self._reload_entry(job, now) for job in sorted(reloaded & self.state.jobs.keys()))
+            await self._store_and_swap(replace(thought, entries=(*thought.entries, *news)))
+            if reloaded:
+                self.on_change(reloaded & self.state.jobs.keys())
         except StoreError as error:
             _log.warning("%s", error)
         except Exception:
             _log.exception("a bug: the passing of time could not be taken in")
 
-    def _fold(self, report: Report) -> Changes:
+    def _reload_entry(self, job: str, now: float) -> Entry:
+        in_force = self.policies.in_force(job)
+        if in_force is None:
+            text = "no policy is in force any more"
+        elif in_force.problems:
+            text = f"the policy file does not load, and the one before stays in force: {in_force.problems[0]}"
+        else:
+            text = f"policy {in_force.hash} is in force"
+        return Entry(job, now, "policy", None, text)
+
+    def _fold(self, report: Report, now: float) -> Changes:
         try:
-            return fold(self.state, report, self._config, self._clock())
+            return fold(self.state, report, self._config, now)
         except Exception:
             # Sent again it would fail again, for ever, and hold up all that comes after it.
             _log.exception("a bug: a report could not be taken in, and is dropped")
             reason = DropReason.INTERNAL_ERROR.value
             return Changes(strays={reason: self.state.strays.get(reason, 0) + 1})
 
-    async def _store_and_swap(self, changes: Changes) -> None:
-        if not changes:
+    def _think(self, changes: Changes, now: float) -> Thought:
+        try:
+            return think(
+                self.state,
+                self.dossiers,
+                changes,
+                policy_of=self.policies.policy_of,
+                config=self._config,
+                now=now,
+            )
+        except Exception:
+            # What was reported is kept all the same.
+            _log.exception("a bug: what follows from a report could not be decided")
+            return Thought(changes, apply(self.state, changes))
+
+    def _ask(self, asked: Asked, now: float) -> Thought:
+        dossier = self.dossiers.get(asked.job, Dossier(asked.job))
+        policy = self.policies.policy_of(asked.job)
+        wish = operator_rollback(self.state.jobs[asked.job], dossier, policy, asked.who, now)
+        if not isinstance(wish, Decision):
+            asked.refused = wish
+            return Thought(Changes(), self.state)
+        asked.decision = wish
+        return think(
+            self.state,
+            self.dossiers,
+            Changes(jobs={asked.job: self.state.jobs[asked.job]}),
+            policy_of=self.policies.policy_of,
+            config=self._config,
+            now=now,
+            asked=[wish],
+        )
+
+    async def _store_and_swap(self, thought: Thought) -> None:
+        changes = thought.changes
+        if not changes and not thought.dossiers and not thought.entries:
             return
         try:
-            await self._in_thread(lambda: self._store.commit(changes))
+            await self._in_thread(
+                lambda: self._store.commit(changes, thought.dossiers.values(), thought.entries)
+            )
         except Exception as error:
             if self.healthy:
                 _log.error("nothing is acknowledged until the store works again: %s", error)
@@ -146,12 +264,16 @@ class Engine:
         if not self.healthy:
             _log.info("the store works again")
         self.healthy = True
-        self.state = apply(self.state, changes)
+        self.state = thought.state
+        self.dossiers = {**self.dossiers, **thought.dossiers}
         for move in changes.moves:
             _log.info(
                 "incident %s of job %s is %s: %s", move.incident, move.job, move.status.value, move.because
             )
-        self.on_change(_touched_jobs(changes))
+        for entry in thought.entries:
+            about = "" if entry.about is None else f" (decision {entry.about})"
+            _log.info("job %s: %s%s: %s", entry.job, entry.what, about, entry.text)
+        self.on_change(_touched_jobs(changes) | thought.dossiers.keys())
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -3,6 +3,7 @@
 CollectorError
 ├── IllegalTransitionError   a bug: an incident's step that is not in the table
 ├── StoreError               the store cannot be read or written just now
+├── OperatorError            what an operator asks for cannot be done
 ├── StateDirError            the state directory is of no use
 │   ├── StateDirInUseError   another collector holds it
 │   └── NoStateError         no collector has ever kept anything there
@@ -25,6 +26,10 @@ class IllegalTransitionError(CollectorError):
 
 class StoreError(CollectorError):
     """The store cannot be read or written just now; what was to be stored is not."""
+
+
+class OperatorError(CollectorError):
+    """What an operator asks for cannot be done."""
 
 
 class StateDirError(CollectorError):

@@ -1,9 +1,4 @@
-"""The Prometheus metrics, computed from the state whenever they are scraped.
-
-Not here yet, since what they tell does not exist: `gradwatch_decisions_total` and
-`gradwatch_rollbacks_total` (a counter at 0 needs its label values, and those are the
-policy's), `gradwatch_last_good_checkpoint_step`, `gradwatch_policy_last_reload_successful`.
-"""
+"""The Prometheus metrics, computed from the state whenever they are scraped."""
 
 from __future__ import annotations
 
@@ -17,15 +12,28 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from gradwatch.collector import document
 from gradwatch.collector.model import Cause, RankCondition, Status, cause_label
 from gradwatch.collector.observations import DropReason
+from gradwatch.collector.policy.checkpoints import newest_good
+from gradwatch.collector.policy.decision import Outcome
+from gradwatch.collector.policy.dossier import Dossier
+from gradwatch.collector.policy.model import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client.core import Metric
 
     from gradwatch.collector.model import Incident, JobState, Journal, State
+    from gradwatch.collector.policies import PolicyBook
 
 _CAUSES = [cause_label(cause) for cause in (*Cause, None)]
+_ACTS = (Action.ROLLBACK, Action.HALT)
+# A decision counts when it is known what became of it: a counter never falls.
+_OUTCOMES = [
+    (action, outcome)
+    for action in Action
+    for outcome in Outcome
+    if outcome is not Outcome.PENDING and (outcome is Outcome.RECORDED) != (action in _ACTS)
+]
 # Every scraper knows this version; the newer ones only add names that we do not use.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,10 +43,19 @@ class StateMetrics(Collector):
 
     Args:
         state: gives the state as it is now.
+        dossiers: gives what is decided, by job.
+        policies: those in force.
     """
 
-    def __init__(self, state: Callable[[], State]) -> None:
+    def __init__(
+        self,
+        state: Callable[[], State],
+        dossiers: Callable[[], Mapping[str, Dossier]],
+        policies: PolicyBook,
+    ) -> None:
         self._state = state
+        self._dossiers = dossiers
+        self._policies = policies
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not collect."""
@@ -50,6 +67,13 @@ class StateMetrics(Collector):
         yield from _incident_metrics(state)
         yield from _job_metrics(state)
         yield _dropped(state)
+        yield from _decision_metrics(state, self._dossiers())
+        reloaded = GaugeMetricFamily(
+            "gradwatch_policy_last_reload_successful",
+            "1 while every policy file is the one in force, 0 when one of them does not load.",
+        )
+        reloaded.add_metric([], float(self._policies.last_reload_successful))
+        yield reloaded
 
 
 def render(registry: CollectorRegistry) -> bytes:
@@ -57,11 +81,15 @@ def render(registry: CollectorRegistry) -> bytes:
     return prometheus_client.generate_latest(registry)
 
 
-def new_registry(state: Callable[[], State]) -> CollectorRegistry:
+def new_registry(
+    state: Callable[[], State],
+    dossiers: Callable[[], Mapping[str, Dossier]],
+    policies: PolicyBook,
+) -> CollectorRegistry:
     """A registry with these metrics only."""
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(StateMetrics(state))
+    registry.register(StateMetrics(state, dossiers, policies))
     return registry
 
 
@@ -135,6 +163,35 @@ def _job_metrics(state: State) -> Iterator[Metric]:
             if value is not None:
                 family.add_metric([job.name], value)
     yield from (step, slowest, ranks, overhead)
+
+
+def _decision_metrics(state: State, dossiers: Mapping[str, Dossier]) -> Iterator[Metric]:
+    decisions = CounterMetricFamily(
+        "gradwatch_decisions",
+        "Decisions of policy or of an operator, by what was decided and what has become of it.",
+        labels=["training_job", "action", "outcome"],
+    )
+    rollbacks = CounterMetricFamily(
+        "gradwatch_rollbacks",
+        "Rollbacks, by what has become of them.",
+        labels=["training_job", "outcome"],
+    )
+    pinned = GaugeMetricFamily(
+        "gradwatch_last_good_checkpoint_step",
+        "The step of the newest checkpoint that is known good.",
+        labels=["training_job"],
+    )
+    for name in state.jobs:
+        dossier = dossiers.get(name, Dossier(name))
+        counts = Counter((one.action, one.outcome) for one in dossier.decisions)
+        for action, outcome in _OUTCOMES:
+            decisions.add_metric([name, action.value, outcome.value], counts[action, outcome])
+            if action is Action.ROLLBACK:
+                rollbacks.add_metric([name, outcome.value], counts[action, outcome])
+        pin = newest_good(dossier.checkpoints)
+        if pin is not None:
+            pinned.add_metric([name], pin.step)
+    yield from (decisions, rollbacks, pinned)
 
 
 def _dropped(state: State) -> Metric:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from gradwatch.collector import document, schema, statedir
+from gradwatch.collector.books import Books
 from gradwatch.collector.errors import NoStateError, StoreError
 from gradwatch.collector.statedir import CollectorInfo, default_state_dir, holder
 from gradwatch.collector.store import Store
@@ -29,29 +30,34 @@ class Reader:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._state: State = store.load()
+        self._books = Books(store.load_dossiers())
 
     def jobs(self) -> list[schema.JobDocument]:
         """All jobs, by name."""
-        return document.jobs(self._state)
+        return document.jobs(self._state, self._books)
 
     def job(self, name: str) -> schema.JobDocument | None:
         """One job; None when it is not known."""
-        return document.job(self._state, name) if name in self._state.jobs else None
+        return document.job(self._state, name, self._books) if name in self._state.jobs else None
 
     def incidents(
         self, *, job: str | None = None, status: str | None = None, limit: int | None = None
     ) -> list[schema.IncidentDocument]:
         """Incidents, newest first; see `document.incidents`."""
-        return document.incidents(self._state, job=job, status=status, limit=limit)
+        return document.incidents(self._state, self._books, job=job, status=status, limit=limit)
 
     def incident(self, id_: str) -> schema.IncidentDocument | None:
         """One incident; None when it is not known."""
         known = self._state.incidents.get(id_)
-        return None if known is None else document.incident(known)
+        return None if known is None else document.incident(known, self._books)
 
     def events(self, job: str, *, after: int = 0, limit: int = 1000) -> list[schema.EventDocument]:
         """A job's accepted records in the order of their arrival; see `Store.events`."""
         return [document.event(row) for row in self._store.events(job, after=after, limit=limit)]
+
+    def audit(self, job: str, *, after: int = 0, limit: int = 1000) -> list[schema.AuditDocument]:
+        """A job's audit trail, oldest first; see `Store.audit`."""
+        return [document.audit(row) for row in self._store.audit(job, after=after, limit=limit)]
 
 
 @contextlib.contextmanager

@@ -76,6 +76,30 @@ class LaunchDocument(Document):
     ended_at: datetime | None
     exit_code: int | None
     ended_by: str | None
+    command: str = Field(description="waiting, running, stopped or ended.")
+
+
+class CheckpointDocument(Document):
+    """A checkpoint that can be gone back to."""
+
+    path: str
+    step: int
+
+
+class RecoveryDocument(Document):
+    """A rollback that is being performed."""
+
+    decision: str
+    phase: str
+    hosts: list[str]
+
+
+class PolicyDocument(Document):
+    """The policy in force for a job."""
+
+    hash: str | None
+    mode: str | None
+    problems: list[str] = Field(description="Why the newest text of the file does not load.")
 
 
 class UnwatchedDocument(Document):
@@ -125,12 +149,34 @@ class JobDocument(Document):
     overhead: OverheadDocument
     incidents: list[IncidentDocument] = Field(description="All of the job, oldest first.")
     incidents_left_out: int = Field(description="Oldest ones that are not listed, for the document's size.")
-    decisions: list[dict[str, Any]]
+    decisions: list[dict[str, Any]] = Field(description="Of this run, oldest first.")
+    policy: PolicyDocument | None
+    last_good_checkpoint: CheckpointDocument | None
+    recovery: RecoveryDocument | None
+    halted: str | None = Field(description="Why policy stopped this run for good.")
+    warnings: list[str]
     dropped: dict[str, int]
     faults: dict[str, int]
     unwatched: list[UnwatchedDocument]
     first_seen: datetime
     last_seen: datetime
+
+
+class RollbackRequest(Document):
+    """What an operator asks for."""
+
+    to: Literal["last-good"]
+
+
+class AuditDocument(Document):
+    """A line of the audit trail."""
+
+    id: int
+    job: str
+    at: datetime
+    what: str
+    about: str | None = Field(description="The decision.")
+    text: str
 
 
 class EventDocument(Document):

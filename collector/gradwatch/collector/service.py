@@ -15,7 +15,7 @@ from gradwatch.collector.access import TokenInterceptor
 from gradwatch.collector.errors import PortTakenError, StoreError
 from gradwatch.collector.observations import LaunchEnded
 from gradwatch.collector.version import collector_version
-from gradwatch.collector.wire import read_report
+from gradwatch.collector.wire import read_report, write_directive
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 
@@ -80,7 +80,7 @@ class Ingest(rpc.IngestServicer):
         self, message: pb.Report, subscription: Subscription, outlet: _Outlet, context: _Context
     ) -> None:
         if message.HasField("sidecar"):
-            self._board.want(subscription, message.sidecar.jobs)
+            self._board.want(subscription, message.sidecar.jobs, message.sidecar.launches)
             _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
         report = read_report(message)
         try:
@@ -108,8 +108,10 @@ class _Outlet:
             await self._context.write(directive)
 
     async def flush(self) -> None:
-        """Send the statuses that wait."""
+        """Send the orders, tasks and statuses that wait."""
         async with self._writing:
+            for what in self._subscription.take_orders():
+                await self._context.write(write_directive(what))
             for job, status in self._subscription.take().items():
                 await self._context.write(pb.Directive(status=pb.JobStatus(job=job, document=status)))
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
     from gradwatch.collector.model import Changes, State
+    from gradwatch.collector.policy.dossier import Dossier
+    from gradwatch.collector.recovery.model import Entry
 
 _BUSY_SECONDS = 5.0
 
@@ -91,14 +93,37 @@ class Store:
         except (sa.exc.SQLAlchemyError, ValueError) as error:
             raise self._broken("read", error) from error
 
-    def commit(self, changes: Changes) -> None:
-        """Store all of the changes, or nothing.
+    def load_dossiers(self) -> dict[str, Dossier]:
+        """Read back what deciding rests on, by job.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._connected().begin():
+                return tables.read_dossiers(self._connected())
+        except (sa.exc.SQLAlchemyError, ValueError) as error:
+            raise self._broken("read", error) from error
+
+    def commit(
+        self, changes: Changes, dossiers: Iterable[Dossier] = (), entries: Iterable[Entry] = ()
+    ) -> None:
+        """Store all of it in one transaction, or nothing.
+
+        Args:
+            changes: of the state.
+            dossiers: those that are different now.
+            entries: for the audit trail.
 
         Raises:
             StoreError: nothing is stored; a later commit may succeed.
         """
+        audit = [tables.audit_row(entry) for entry in entries]
         try:
             with self._connected().begin():
+                self._upsert(tables.dossier, map(tables.dossier_row, dossiers))
+                if audit:
+                    self._connected().execute(sa.insert(tables.audit), audit)
                 self._upsert(tables.job, map(tables.job_row, changes.jobs.values()))
                 self._upsert(tables.attempt, map(tables.attempt_row, changes.attempts.values()))
                 self._upsert(tables.journal, map(tables.journal_row, changes.journals.values()))
@@ -135,6 +160,29 @@ class Store:
         except sa.exc.SQLAlchemyError as error:
             raise self._broken("read", error) from error
         return [{**row, "body": json.loads(row["body"])} for row in rows]
+
+    def audit(self, job: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """A job's audit trail, oldest first.
+
+        Args:
+            job: its name.
+            after: give only lines whose `id` is above it.
+            limit: give at most so many.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        wanted = (
+            sa.select(tables.audit)
+            .where(tables.audit.c.job == job, tables.audit.c.id > after)
+            .order_by(tables.audit.c.id)
+            .limit(limit)
+        )
+        try:
+            with self._connected().begin():
+                return [dict(row) for row in self._connected().execute(wanted).mappings()]
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
 
     def close(self) -> None:
         """Let go of the database."""

@@ -11,9 +11,12 @@ from pydantic import TypeAdapter
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Attempt, AttemptId, Event, Incident, JobState, Journal, State
+from gradwatch.collector.policy.dossier import Dossier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gradwatch.collector.recovery.model import Entry
 
 metadata = sa.MetaData()
 
@@ -32,12 +35,24 @@ job = _state_table("job")
 attempt = _state_table("attempt")
 journal = _state_table("journal")
 incident = _state_table("incident")
+dossier = _state_table("dossier")
 
 stray = sa.Table(
     "stray",
     metadata,
     sa.Column("reason", sa.Text, primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
+)
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("what", sa.Text, nullable=False),
+    sa.Column("about", sa.Text),
+    sa.Column("text", sa.Text, nullable=False),
 )
 
 event = sa.Table(
@@ -81,6 +96,7 @@ _JOB = TypeAdapter(JobState)
 _ATTEMPT = TypeAdapter(Attempt)
 _JOURNAL = TypeAdapter(Journal)
 _INCIDENT = TypeAdapter(Incident)
+_DOSSIER = TypeAdapter(Dossier)
 _BODIES: Mapping[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS}
 
 
@@ -103,6 +119,22 @@ def journal_row(value: Journal) -> dict[str, Any]:
 def incident_row(value: Incident) -> dict[str, Any]:
     """An incident as a row."""
     return {"key": value.id, "job": value.attempt.job, "state": _dump(_INCIDENT, value)}
+
+
+def dossier_row(value: Dossier) -> dict[str, Any]:
+    """A dossier as a row."""
+    return {"key": value.job, "job": value.job, "state": _dump(_DOSSIER, value)}
+
+
+def audit_row(value: Entry) -> dict[str, Any]:
+    """A line of the audit trail as a row."""
+    return {
+        "job": value.job,
+        "at": value.at,
+        "what": value.what,
+        "about": value.about,
+        "text": value.text,
+    }
 
 
 def event_row(value: Event) -> dict[str, Any]:
@@ -140,6 +172,11 @@ def read_state(connection: sa.Connection) -> State:
         incidents={value.id: value for value in _load(connection, incident, _INCIDENT)},
         strays={row[0]: row[1] for row in connection.execute(sa.select(stray))},
     )
+
+
+def read_dossiers(connection: sa.Connection) -> dict[str, Dossier]:
+    """Read back what deciding rests on, by job."""
+    return {value.job: value for value in _load(connection, dossier, _DOSSIER)}
 
 
 def _load(connection: sa.Connection, table: sa.Table, codec: TypeAdapter[_T]) -> list[_T]:

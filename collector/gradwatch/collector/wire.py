@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.observations import DropReason
+from gradwatch.collector.recovery.orders import Order, Task, Verb
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ _TASKS: Mapping[int, obs.TaskKind] = {
     pb.TASK_KIND_SCAN: obs.TaskKind.SCAN,
     pb.TASK_KIND_QUARANTINE: obs.TaskKind.QUARANTINE,
 }
+_KINDS: Mapping[obs.TaskKind, Any] = {meaning: number for number, meaning in _TASKS.items()}
+_ACTIONS: Mapping[Verb, Any] = {
+    Verb.START: pb.ACTION_START,
+    Verb.STOP: pb.ACTION_STOP,
+    Verb.HALT: pb.ACTION_HALT,
+    Verb.RELEASE: pb.ACTION_RELEASE,
+}
 _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
 
 
@@ -62,6 +70,27 @@ def read_report(message: pb.Report) -> obs.Report:
         ),
         progress=tuple(_progress(progress) for progress in message.progress if progress.incarnation),
     )
+
+
+def write_directive(what: Order | Task) -> pb.Directive:
+    """An order or a task, for a sidecar."""
+    if isinstance(what, Task):
+        task = pb.Task(id=what.id, job=what.job, kind=_KINDS[what.kind], paths=what.paths, reason=what.reason)
+        return pb.Directive(task=task)
+    order = pb.Order(
+        id=what.id,
+        job=what.job,
+        launch=what.launch,
+        generation=what.generation,
+        action=_ACTIONS[what.verb],
+        reason=what.reason,
+        skip_batches=what.skip_batches,
+        exclude_node=what.exclude_node or "",
+    )
+    if what.resume is not None:
+        order.resume_path = what.resume.path
+        order.resume_step = what.resume.step
+    return pb.Directive(order=order)
 
 
 def _record(incarnation: str, message: pb.Record) -> obs.Record:

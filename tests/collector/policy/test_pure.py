@@ -28,7 +28,7 @@ ALLOWED = {
     "typing",
     "yaml",
 }
-OURS = {"model", "observations", "errors", "fold", "schema", "policy"}
+OURS = {"recovery", "model", "observations", "errors", "fold", "schema", "policy"}
 
 
 def imported(module: Path) -> set[str]:

@@ -76,13 +76,12 @@ def order_for(state: State, dossier: Dossier, launch_id: str) -> Order | None:
     if recovery is not None:
         why = next((one.reason for one in dossier.decisions if one.id == recovery.decision), "")
         return Order(recovery.decision, job.name, launch_id, recovery.generation, Verb.STOP, why)
-    if launch.command is CommandState.WAITING:
+    behind = launch.command is CommandState.STOPPED and job.generation > launch.generation
+    if launch.command is CommandState.WAITING or behind:
         return _start(dossier, job, launch_id)
-    if launch.command is CommandState.STOPPED:
-        if job.generation > launch.generation:
-            return _start(dossier, job, launch_id)
-        if not launch.stopped_for and not _is_open(state, job, dossier):
-            return Order("", job.name, launch_id, launch.generation, Verb.RELEASE, "nothing is due")
+    crashed = launch.command is CommandState.STOPPED and not launch.stopped_for
+    if crashed and not _is_open(state, job, dossier):
+        return Order("", job.name, launch_id, launch.generation, Verb.RELEASE, "nothing is due")
     return None
 
 
