@@ -24,7 +24,7 @@ class Recovery:
         decision: its id; orders and tasks carry it.
         generation: the one that is stopped.
         hosts: all that must have stopped.
-        waiting_since: when the first of them had, in seconds since the epoch.
+        waiting_since: when the first of them had, and then when all had, in seconds since the epoch.
         scanned: the sidecar has looked at everything since.
         set_aside: the sidecar has moved what was to be moved.
         error: what a task failed of.

@@ -145,7 +145,7 @@ class _Performing(NamedTuple):
         missing = [host for host in recovery.hosts if host not in ready]
         running = [launch for launch in self._living() if not _is_still(launch)]
         if not missing and not running:
-            moved = replace(recovery, phase=Phase.SCANNING)
+            moved = replace(recovery, phase=Phase.SCANNING, waiting_since=self.now)
             entry = self._entry("stopped", decision, f"nothing runs any more on {_and(recovery.hosts)}")
             return self._moved(moved, entry)
         if recovery.waiting_since is None:
@@ -163,9 +163,8 @@ class _Performing(NamedTuple):
         if recovery.error is not None:
             return self._failed(decision, f"the checkpoints cannot be looked at: {recovery.error}")
         if not recovery.scanned:
-            if self._living() and scanner(self.state, self.dossier) is None:
-                return self._failed(decision, self._why_no_scanner())
-            return None
+            why_none = self._why_no_scanner(recovery)
+            return None if why_none is None else self._failed(decision, why_none)
         margin = 0 if self.policy is None else self.policy.rollback.margin_steps
         mode = Quarantine.MOVE if self.policy is None else self.policy.rollback.quarantine
         known = self.dossier.checkpoints
@@ -217,15 +216,19 @@ class _Performing(NamedTuple):
             return decision.first_bad_step
         return max((one.step for one in self.dossier.checkpoints if one.step is not None), default=0) + 1
 
-    def _why_no_scanner(self) -> str:
-        errors = sorted(
-            f"{root.root} on {root.node}: {root.error}" for root in self.dossier.roots if root.error
-        )
-        if errors:
-            return f"the checkpoints cannot be looked at: {'; '.join(errors)}"
-        return (
-            "no sidecar of the job can look at its checkpoints: the policy declares no checkpoints.root there"
-        )
+    def _why_no_scanner(self, recovery: Recovery) -> str | None:
+        """Why nobody will look at the checkpoints; None while somebody does, or may yet."""
+        living = {launch.id for launch in self._living()}
+        if not living or scanner(self.state, self.dossier) is not None:
+            return None
+        roots = [root for root in self.dossier.roots if root.launch in living]
+        if {root.launch for root in roots} == living:
+            errors = "; ".join(sorted(f"{root.root} on {root.node}: {root.error}" for root in roots))
+            return f"the checkpoints cannot be looked at: {errors}"
+        since = recovery.waiting_since
+        if since is not None and self.now - since < LAUNCHERS_SECONDS:
+            return None
+        return f"no sidecar of the job has said within {duration(LAUNCHERS_SECONDS)} that it can look at its checkpoints"
 
     def _living(self) -> list[Launch]:
         return [launch for launch in self.job.launches.values() if launch.ended_at is None]

@@ -1,0 +1,284 @@
+"""A rollback, step by step, and what becomes of it when somebody is killed."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradwatch.collector.model import CloseReason
+from gradwatch.collector.observations import CheckpointRoot, TaskDone, TaskKind
+from gradwatch.collector.policy.decision import Outcome
+from gradwatch.collector.policy.model import Action
+from gradwatch.collector.recovery.model import Phase
+from gradwatch.collector.recovery.orders import Verb, order_for, task_for
+from gradwatch.collector.recovery.perform import LAUNCHERS_SECONDS
+from tests.collector.recovery.world import ROOT, World
+
+POLICY = """
+apiVersion: gradwatch/v1
+mode: enforce
+rules: [{name: any, match: {}, action: rollback}]
+checkpoints: {root: /ckpts}
+"""
+
+
+def poisoned(hosts: int = 1, text: str = POLICY) -> World:
+    """A job that has a good checkpoint of step 5 and a poisoned one of step 8."""
+    world = World.under(text, hosts)
+    for host in world.hosts:
+        world.launch(host)
+    world.settle()
+    assert world.training == 0
+    world.train(5)
+    world.save(f"{ROOT}/5")
+    world.look_after()
+    world.train(1)
+    world.train(1, bad_rank=hosts - 1)
+    world.train(1)
+    world.save(f"{ROOT}/8")
+    return world
+
+
+def test_a_job_goes_back_to_its_newest_good_checkpoint():
+    world = poisoned()
+    world.settle()
+    (decision,) = world.decisions
+    assert (decision.action, decision.outcome) == (Action.ROLLBACK, Outcome.PERFORMED)
+    assert decision.checkpoint is not None
+    assert (decision.checkpoint.path, decision.checkpoint.step) == (f"{ROOT}/5", 5)
+    assert world.resumed == [(0, None), (1, f"{ROOT}/5")]
+    assert [*world.quarantine] == [f"{ROOT}/8"]
+    assert world.state.jobs["j"].generation == 1
+    assert world.training == 1
+    (incident,) = world.state.incidents.values()
+    assert incident.close_reason is CloseReason.ROLLBACK
+
+
+def test_all_of_it_is_in_the_audit_trail():
+    world = poisoned()
+    world.settle()
+    trail = [(entry.what, entry.about) for entry in world.entries]
+    id_ = world.decisions[0].id
+    told = ["decided", "stopping", "stopped", "quarantining", "performed"]
+    assert [what for what, about in trail if about == id_] == told
+    assert trail[0] == ("pinned", None)
+
+
+def test_the_same_word_twice_changes_nothing():
+    once, twice = poisoned(), World.under(POLICY)
+    twice.twice = True
+    twice.launch(twice.hosts[0])
+    twice.settle()
+    twice.train(5)
+    twice.save(f"{ROOT}/5")
+    twice.look_after()
+    twice.train(1)
+    twice.train(1, bad_rank=0)
+    twice.train(1)
+    twice.save(f"{ROOT}/8")
+    once.settle()
+    twice.settle()
+    assert once.resumed == twice.resumed
+    assert len(twice.decisions) == 1
+
+
+def test_what_a_handler_of_sigterm_saves_is_looked_at_and_set_aside():
+    world = poisoned()
+    world.saves_when_told = True
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+    assert f"{ROOT}/sigterm-8" in world.quarantine
+
+
+def test_every_launcher_is_waited_for():
+    world = poisoned(hosts=2)
+    first, second = world.hosts
+    world.obey(first)
+    assert world.dossier.recovery is not None
+    assert world.dossier.recovery.phase is Phase.STOPPING
+    assert world.obey(first) is None
+    world.obey(second)
+    assert world.dossier.recovery.phase is Phase.SCANNING
+    world.settle()
+    assert world.training == 1
+
+
+def test_a_launcher_that_was_killed_takes_part_once_it_is_started_again():
+    world = poisoned(hosts=2)
+    first, second = world.hosts
+    world.obey(first)
+    world.kill_launcher(second)
+    world.settle()
+    assert world.training is None
+    world.wait(30)
+    world.launch(second)
+    world.settle()
+    assert world.training == 1
+    assert [path for _, path in world.resumed[-2:]] == [f"{ROOT}/5"] * 2
+    assert len(world.performed()) == 1
+
+
+def test_a_launcher_that_never_comes_back_halts_the_job():
+    world = poisoned(hosts=2)
+    first, second = world.hosts
+    world.obey(first)
+    world.kill_launcher(second)
+    world.wait(LAUNCHERS_SECONDS - 5)
+    world.settle()
+    assert world.hosts[0].command == "stopped"
+    world.wait(10)
+    world.settle()
+    assert first.ended_with == 93
+    (decision,) = world.decisions
+    assert decision.outcome is Outcome.FAILED
+    assert "n1" in (decision.concluded or "")
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_collector_that_is_killed_at_any_point_goes_on(after: int):
+    world = poisoned()
+    for _ in range(after):
+        world.obey(world.hosts[0])
+        world.kill_collector()
+        world.look_after()
+        world.kill_collector()
+    world.settle()
+    assert world.resumed == [(0, None), (1, f"{ROOT}/5")]
+    assert len(world.performed()) == 1
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_launcher_that_is_killed_at_any_point_and_started_again_starts_from_the_pin(after: int):
+    world = poisoned()
+    for _ in range(after):
+        world.obey(world.hosts[0])
+        world.look_after()
+    world.kill_launcher(world.hosts[0])
+    world.launch(world.hosts[0])
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+    assert len(world.performed()) == 1
+    assert world.training == 1
+
+
+def test_the_pin_survives_a_second_crash_before_the_first_new_checkpoint():
+    world = poisoned()
+    world.settle()
+    world.train(1)
+    world.crash()
+    world.settle()
+    assert world.hosts[0].ended_with == 1
+    world.launch(world.hosts[0])
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+
+
+def test_a_command_that_dies_of_it_is_rolled_back_too():
+    world = World.under(POLICY)
+    world.launch(world.hosts[0])
+    world.settle()
+    world.train(5)
+    world.save(f"{ROOT}/5")
+    world.look_after()
+    world.train(1)
+    world.crash(at_a_nan=True)
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+
+
+def test_a_command_that_dies_of_something_else_is_released():
+    world = World.under(POLICY)
+    world.launch(world.hosts[0])
+    world.settle()
+    world.train(5)
+    world.crash()
+    order = order_for(world.state, world.dossier, world.hosts[0].launch)
+    assert order is not None
+    assert order.verb is Verb.RELEASE
+    world.settle()
+    assert world.hosts[0].ended_with == 1
+
+
+def test_without_a_good_checkpoint_the_job_halts():
+    world = World.under(POLICY)
+    world.launch(world.hosts[0])
+    world.settle()
+    world.train(2, bad_rank=0)
+    world.settle()
+    assert world.hosts[0].ended_with == 93
+    (decision,) = world.decisions
+    assert (decision.action, decision.outcome) == (Action.HALT, Outcome.PERFORMED)
+    assert "no checkpoint is known" in decision.reason
+
+
+def test_a_good_checkpoint_that_was_deleted_meanwhile_is_not_gone_back_to():
+    world = poisoned()
+    del world.disk[f"{ROOT}/5"]
+    world.settle()
+    assert world.hosts[0].ended_with == 93
+    (decision,) = world.decisions
+    assert decision.outcome is Outcome.FAILED
+    assert "there is no good checkpoint" in (decision.concluded or "")
+
+
+def test_a_root_that_nobody_can_read_halts_the_job():
+    world = poisoned()
+    host = world.hosts[0]
+    world._sidecar_says(host, CheckpointRoot("j", 0, "n0", ROOT, "Permission denied", host.launch))
+    world.settle()
+    assert host.ended_with == 93
+    assert "Permission denied" in (world.decisions[0].concluded or "")
+
+
+def test_a_quarantine_that_fails_halts_the_job():
+    world = poisoned()
+    host = world.hosts[0]
+    world.obey(host)
+    world.look_after()
+    (id_,) = [one.id for one in world.decisions]
+    assert world.dossier.recovery is not None
+    assert world.dossier.recovery.phase is Phase.QUARANTINING
+    world._sidecar_says(host, TaskDone(id_, TaskKind.QUARANTINE, "No space left on device", ()))
+    world.settle()
+    assert host.ended_with == 93
+    assert "No space left on device" in (world.decisions[0].concluded or "")
+    assert world.quarantine == {}
+
+
+def test_an_answer_to_another_task_is_passed_over():
+    world = poisoned()
+    host = world.hosts[0]
+    world.obey(host)
+    world._sidecar_says(host, TaskDone("another", TaskKind.SCAN, "", ()))
+    world._sidecar_says(host, TaskDone(world.decisions[0].id, TaskKind.QUARANTINE, "", ()))
+    assert world.dossier.recovery is not None
+    assert world.dossier.recovery.phase is Phase.SCANNING
+
+
+def test_a_launcher_without_a_policy_is_left_alone():
+    world = poisoned()
+    launch = world.hosts[0].launch
+    job = world.state.jobs["j"]
+    assert job.launches[launch].obeys
+    assert order_for(world.state, world.dossier, "nobody") is None
+    assert task_for(world.state, world.dossier, "nobody") is None
+
+
+def test_a_dry_run_orders_nothing():
+    world = poisoned(text=POLICY.replace("enforce", "dry_run"))
+    world.settle()
+    assert world.training == 0
+    assert [one.outcome for one in world.decisions] == [Outcome.DRY_RUN]
+    assert world.quarantine == {}
+
+
+def test_a_flapping_job_halts_and_names_the_budget():
+    world = poisoned()
+    for _ in range(8):
+        world.settle()
+        if world.training is None:
+            break
+        world.train(1)
+        world.train(2, bad_rank=0)
+    assert world.hosts[0].ended_with == 93
+    assert "the budget" in world.decisions[-1].reason
+    assert len(world.performed()) >= 2
