@@ -334,6 +334,11 @@ class TaskDone:
 
 
 @dataclass(frozen=True, slots=True)
+class CanLoad:
+    """The script has said how this rank loads a checkpoint in process."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """In process: this rank has loaded a checkpoint, or could not.
 
@@ -365,6 +370,7 @@ Body: TypeAlias = (
     | CheckpointGone
     | TaskDone
     | Loaded
+    | CanLoad
 )
 
 

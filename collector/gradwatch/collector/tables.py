@@ -89,6 +89,7 @@ _KINDS: Mapping[type, str] = {
     obs.CheckpointGone: "checkpoint_gone",
     obs.TaskDone: "task_done",
     obs.Loaded: "loaded",
+    obs.CanLoad: "can_load",
 }
 
 _T = TypeVar("_T")

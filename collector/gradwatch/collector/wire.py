@@ -349,6 +349,7 @@ _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "checkpoint_gone": _checkpoint_gone,
     "task_done": _task_done,
     "loaded": _loaded,
+    "can_load": lambda _message, _drops: obs.CanLoad(),
 }
 
 

@@ -33,6 +33,7 @@ _KINDS: Mapping[str, type] = {
     "checkpoint_gone": obs.CheckpointGone,
     "task_done": obs.TaskDone,
     "loaded": obs.Loaded,
+    "can_load": obs.CanLoad,
 }
 _BODIES: Mapping[str, TypeAdapter[Any]] = {kind: TypeAdapter(body) for kind, body in _KINDS.items()}
 

@@ -228,7 +228,8 @@ class _Performing(NamedTuple):
         since = recovery.waiting_since
         if since is not None and self.now - since < LAUNCHERS_SECONDS:
             return None
-        return f"no sidecar of the job has said within {duration(LAUNCHERS_SECONDS)} that it can look at its checkpoints"
+        limit = duration(LAUNCHERS_SECONDS)
+        return f"no sidecar of the job has said within {limit} that it can look at its checkpoints"
 
     def _living(self) -> list[Launch]:
         return [launch for launch in self.job.launches.values() if launch.ended_at is None]

@@ -106,7 +106,7 @@ class _ActionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     ACTION_RELEASE: _Action.ValueType  # 4
     """nothing is due: end with the command's own exit code"""
     ACTION_LOAD: _Action.ValueType  # 5
-    """in process: all ranks load the checkpoint"""
+    """in process: all ranks load, and go on in this generation"""
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
 
@@ -120,7 +120,7 @@ ACTION_HALT: Action.ValueType  # 3
 ACTION_RELEASE: Action.ValueType  # 4
 """nothing is due: end with the command's own exit code"""
 ACTION_LOAD: Action.ValueType  # 5
-"""in process: all ranks load the checkpoint"""
+"""in process: all ranks load, and go on in this generation"""
 Global___Action: typing_extensions.TypeAlias = Action
 
 class _TaskKind:
@@ -176,6 +176,7 @@ class Record(google.protobuf.message.Message):
     CHECKPOINT_GONE_FIELD_NUMBER: builtins.int
     TASK_DONE_FIELD_NUMBER: builtins.int
     LOADED_FIELD_NUMBER: builtins.int
+    CAN_LOAD_FIELD_NUMBER: builtins.int
     seq: builtins.int
     at: builtins.float
     @property
@@ -212,6 +213,8 @@ class Record(google.protobuf.message.Message):
     def task_done(self) -> Global___TaskDone: ...
     @property
     def loaded(self) -> Global___Loaded: ...
+    @property
+    def can_load(self) -> Global___CanLoad: ...
     def __init__(
         self,
         *,
@@ -234,10 +237,11 @@ class Record(google.protobuf.message.Message):
         checkpoint_gone: Global___CheckpointGone | None = ...,
         task_done: Global___TaskDone | None = ...,
         loaded: Global___Loaded | None = ...,
+        can_load: Global___CanLoad | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded"] | None: ...
+    def HasField(self, field_name: typing.Literal["body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded", "can_load"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -915,8 +919,22 @@ class TaskDone(google.protobuf.message.Message):
 Global___TaskDone: typing_extensions.TypeAlias = TaskDone
 
 @typing.final
+class CanLoad(google.protobuf.message.Message):
+    """The script has said how to load a checkpoint in process: watch(load=...)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___CanLoad: typing_extensions.TypeAlias = CanLoad
+
+@typing.final
 class Loaded(google.protobuf.message.Message):
-    """In process: all ranks have loaded a checkpoint, or this one could not."""
+    """In process: this rank has loaded a checkpoint together with all others, or could not. The last
+    record of its journal when it has: it goes on in a new one, in the new generation.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
