@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradwatch.collector import observations as obs
+from gradwatch.collector.model import Status
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
 
 if TYPE_CHECKING:
-    from gradwatch.collector import observations as obs
     from gradwatch.collector.model import Incident, State
 
 # After so many bad rounds in a row the simulated probe only counts them.
@@ -42,29 +43,45 @@ class Journal:
         return shipped
 
 
-def simulate(world_size: int, rounds: int, bad: dict[int, dict[int, int]]) -> list[Journal]:
-    """A job's journals.
+@dataclass(frozen=True)
+class Course:
+    """What a job goes through.
 
-    Args:
+    Attributes:
         bad: by round, the ranks that were bad, and the backward position of what they saw.
+        reduced: rounds that were bad after the reduction only.
+        per_step: rounds that make up one update.
+        guarded: the guard skips every update with a bad round.
     """
+
+    world_size: int
+    rounds: int
+    bad: dict[int, dict[int, int]]
+    reduced: frozenset[int] = frozenset()
+    per_step: int = 1
+    guarded: bool = False
+
+
+def simulate(course: Course) -> list[Journal]:
+    """A job's journals, as its probes write them."""
+    all_bad = course.bad.keys() | course.reduced
     journals = []
-    for rank in range(world_size):
+    for rank in range(course.world_size):
         incarnation = f"r{rank}"
-        bodies: list[obs.Body] = [hello(rank, world_size)]
+        bodies: list[obs.Body] = [hello(rank, course.world_size)]
         moments = [Moment(1, progress(incarnation, 0, 1))]
-        seen, streak, last_bad = 0, 0, None
-        for round_ in range(rounds):
-            position = bad.get(round_, {}).get(rank)
+        seen, streak, consecutive, last_bad = 0, 0, 0, None
+        for round_ in range(course.rounds):
+            step = round_ // course.per_step
+            position = course.bad.get(round_, {}).get(rank)
             if position is None:
                 streak = 0
             else:
                 seen += 1
                 if streak < IN_FULL:
-                    bodies.append(nonfinite(round_, gradient(position=position)))
+                    bodies.append(nonfinite(round_, gradient(position=position), step=step))
                 streak += 1
-            if round_ in bad:
-                last_bad = round_
+            last_bad = round_ if round_ in all_bad else last_bad
             moments.append(
                 Moment(
                     len(bodies),
@@ -72,12 +89,20 @@ def simulate(world_size: int, rounds: int, bad: dict[int, dict[int, int]]) -> li
                         incarnation,
                         round_ + 1,
                         len(bodies),
+                        step=step,
                         bad_rounds=seen,
                         last_bad_round=last_bad,
                         dropped={"repeated": 1} if seen else {},
                     ),
                 )
             )
+            if (round_ + 1) % course.per_step == 0:
+                bad = [one for one in range(step * course.per_step, round_ + 1) if one in all_bad]
+                consecutive = consecutive + 1 if bad else 0
+                if bad and course.guarded:
+                    skip = obs.Skipped(step, bad[0], consecutive, consecutive, exhausted=False)
+                    bodies.append(skip)
+        moments.append(Moment(len(bodies), replace(moments[-1].progress, journal_records=len(bodies))))
         journals.append(Journal(incarnation, bodies, moments))
     return journals
 
@@ -109,7 +134,7 @@ def essence_of(incident: Incident) -> tuple[object, ...]:
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[int, int, dict[int, dict[int, int]]]:
+def courses(draw: st.DrawFn) -> Course:
     world_size = draw(st.integers(2, 4))
     rounds = draw(st.integers(1, 60))
     bad = draw(
@@ -122,24 +147,25 @@ def histories(draw: st.DrawFn) -> tuple[int, int, dict[int, dict[int, int]]]:
     # From here on the weights are NaN, and all is.
     for round_ in range(draw(st.integers(0, rounds * 2)), rounds):
         bad[round_] = dict.fromkeys(range(world_size), 0)
-    return world_size, rounds, bad
+    guarded = draw(st.booleans())
+    reduced = draw(st.frozensets(st.integers(0, rounds - 1), max_size=3)) if guarded else frozenset()
+    return Course(world_size, rounds, bad, reduced, draw(st.sampled_from([1, 1, 2, 3])), guarded)
 
 
-@settings(max_examples=200, deadline=None)
-@given(histories(), st.integers(0, 2**32))
-def test_any_order(history: tuple[int, int, dict[int, dict[int, int]]], seed: int):
+@settings(max_examples=300, deadline=None)
+@given(courses(), st.integers(0, 2**32))
+def test_any_order(course: Course, seed: int):
     chance = random.Random(seed)
-    world_size, rounds, bad = history
-    journals = simulate(world_size, rounds, bad)
+    journals = simulate(course)
     told = Told()
-    shipped = [0] * world_size
-    at = [0] * world_size
+    shipped = [0] * course.world_size
+    at = [0] * course.world_size
     while any(
         at[index] < len(journal.moments) - 1 or not shipped[index] for index, journal in enumerate(journals)
     ):
-        index = chance.randrange(world_size)
+        index = chance.randrange(course.world_size)
         journal = journals[index]
-        at[index] = min(len(journal.moments) - 1, at[index] + chance.randint(1, rounds))
+        at[index] = min(len(journal.moments) - 1, at[index] + chance.randint(1, course.rounds))
         moment = journal.moments[at[index]]
         # Sent but not acknowledged: it comes again, with what has been added since.
         start = chance.randint(0, shipped[index])
@@ -151,19 +177,59 @@ def test_any_order(history: tuple[int, int, dict[int, dict[int, int]]], seed: in
     assert essence(told.state) == essence(in_step(journals))
 
 
-@settings(max_examples=50, deadline=None)
-@given(histories())
-def test_first_is_the_earliest_of_all(history: tuple[int, int, dict[int, dict[int, int]]]):
-    world_size, rounds, bad = history
-    state = in_step(simulate(world_size, rounds, bad))
-    if not bad:
+@settings(max_examples=100, deadline=None)
+@given(courses())
+def test_first_is_the_earliest_of_all(course: Course):
+    state = in_step(simulate(course))
+    if not course.bad:
         assert not state.incidents
         return
-    first_round = min(bad)
-    position, rank = min((position, rank) for rank, position in bad[first_round].items())
+    first_round = min(course.bad)
+    position, rank = min((position, rank) for rank, position in course.bad[first_round].items())
     incident = min(state.incidents.values(), key=lambda one: one.evidence.first_round)
     assert incident.verdict.first is not None
     assert (incident.verdict.first.round, incident.verdict.first.rank) == (first_round, rank)
     assert incident.verdict.first.backward_position == position
-    assert {origin.rank for origin in incident.verdict.origins} == set(bad[first_round])
-    assert set(incident.verdict.clean_ranks) == set(range(world_size)) - set(bad[first_round])
+    at_once = {origin.rank for origin in incident.verdict.origins if origin.round == first_round}
+    assert at_once == set(course.bad[first_round])
+    others = set(range(course.world_size)) - at_once
+    assert set(incident.verdict.clean_ranks) == others - {one.rank for one in incident.verdict.origins}
+    if course.per_step == 1:
+        assert course.guarded or {one.rank for one in incident.verdict.origins} == at_once
+
+
+@settings(max_examples=200, deadline=None)
+@given(courses())
+def test_under_the_guard_an_incident_is_a_run_of_skipped_updates(course: Course):
+    course = replace(course, guarded=True)
+    state = in_step(simulate(course))
+    steps = sorted({round_ // course.per_step for round_ in course.bad.keys() | course.reduced})
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][-1] + 1:
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    # A run that no rank saw locally has no origin, and makes no incident.
+    seen = {round_ // course.per_step for round_ in course.bad}
+    incidents = sorted(state.incidents.values(), key=lambda one: one.evidence.first_round)
+    runs = [run for run in runs if seen.intersection(run)]
+    assert len(incidents) == len(runs)
+    last_step = course.rounds // course.per_step - 1
+    for run, incident in zip(runs, incidents, strict=True):
+        of_run = {
+            round_: ranks
+            for round_, ranks in course.bad.items()
+            if run[0] <= round_ // course.per_step <= run[-1]
+        }
+        assert incident.evidence.first_round == min(of_run)
+        # No update was applied: nobody is contaminated.
+        assert incident.verdict.contaminated_ranks == ()
+        assert {one.rank for one in incident.verdict.origins} == {
+            rank for ranks in of_run.values() for rank in ranks
+        }
+        # Over with the clean update attempt after it, and not before.
+        if run[-1] + 2 <= last_step:
+            assert incident.status is Status.CLOSED
+        if run[-1] >= last_step:
+            assert incident.status is not Status.CLOSED

@@ -279,6 +279,104 @@ def test_a_late_record_of_a_closed_incidents_rounds_is_merged_into_it():
     assert told.job.incidents_confirmed == {"unknown": 1}
 
 
+def skip(round_: int, step: int | None = None) -> obs.Skipped:
+    return obs.Skipped(round_ if step is None else step, round_, 1, 1, exhausted=False)
+
+
+def test_after_a_skipped_update_one_clean_round_closes_it():
+    told = Told().hellos(2)
+    told.tell(*bad_then(0, 17, nonfinite(17)), clean(1, 17))
+    told.tell(progress("r1", 19, 1, reduced_round=19, last_bad_round=17))
+    # Nobody said yet that the update was skipped.
+    assert told.incident.status is Status.CONFIRMED
+    told.tell(batch("r1", 1, skip(17)))
+    assert told.incident.close_reason is CloseReason.CLEAN_ROUNDS
+    assert told.incident.verdict.sentences[-1] == "The guard skipped the update, so no weight was touched."
+
+
+def test_the_round_after_a_skipped_update_must_be_clean():
+    told = Told().hellos(2)
+    told.tell(*bad_then(0, 17, nonfinite(17)), clean(1, 17), batch("r1", 1, skip(17)))
+    told.tell(progress("r1", 18, 2, reduced_round=18, last_bad_round=17))
+    assert told.incident.status is Status.CONFIRMED
+    told.tell(progress("r1", 21, 2, reduced_round=21, last_bad_round=18))
+    assert told.incident.status is Status.CONFIRMED
+    told.tell(batch("r1", 2, skip(18)))
+    assert told.incident.status is Status.CLOSED
+    assert told.incident.verdict.sentences[-1].startswith(
+        "The guard skipped the updates of steps 17 to 18, so"
+    )
+
+
+def test_the_rest_of_a_skipped_step_is_not_the_round_after_it():
+    # Three reductions per update: rounds 6 to 8 are step 2, and its update was skipped.
+    told = Told().hellos(1)
+    told.tell(batch("r0", 1, nonfinite(6, step=2), skip(6, 2)))
+    for round_ in range(7, 12):
+        told.tell(progress("r0", round_, 3, step=round_ // 3, bad_rounds=1, last_bad_round=6))
+        assert told.incident.status is Status.CONFIRMED
+    told.tell(progress("r0", 13, 3, step=4, bad_rounds=1, last_bad_round=6))
+    assert told.incident.status is Status.CLOSED
+
+
+def test_with_a_clean_round_after_a_skipped_update_they_are_two_incidents():
+    told = Told().hellos(2)
+    told.tell(*bad_then(0, 7, nonfinite(5), skip(5), nonfinite(7), skip(7)), clean(1, 7))
+    assert [incident.evidence.first_round for incident in told.incidents] == [5, 7]
+    # One update that was applied in between, and they are one.
+    told = Told().hellos(2).tell(*bad_then(0, 7, nonfinite(5), nonfinite(7), skip(7)), clean(1, 7))
+    assert told.incident.evidence.last_round == 7
+    assert told.incident.verdict.sentences[-1] == (
+        "The guard skipped the update of step 7; of those before it that is not known."
+    )
+
+
+def test_ranks_that_are_bad_after_skipped_updates_alone_are_origins():
+    told = Told().hellos(4)
+    told.tell(*bad_then(1, 18, nonfinite(17), skip(17), nonfinite(18)))
+    told.tell(*bad_then(0, 19, skip(17), nonfinite(18), nonfinite(19)), clean(2, 18), clean(3, 18))
+    verdict = told.incident.verdict
+    assert [origin.rank for origin in verdict.origins] == [1, 0]
+    assert verdict.contaminated_ranks == ()
+    assert verdict.sentences[1] == "Rank 0 was bad before any update was applied too."
+    assert verdict.sentences[-1] == (
+        "The guard skipped the update of step 17; of those after it that is not known yet."
+    )
+    # The update of step 18 was applied: who is bad from step 19 on is contaminated.
+    told.tell(batch("r3", 1, skip(17), nonfinite(19)))
+    assert told.incident.verdict.contaminated_ranks == (3,)
+
+
+def test_a_job_that_skips_again_and_again_is_remembered_in_little_space():
+    told = Told().hellos(1)
+    for index in range(200):
+        round_ = 5 * index
+        told.tell(batch("r0", 1 + 2 * index, nonfinite(round_), skip(round_)))
+        told.tell(progress("r0", round_ + 3, 3 + 2 * index, bad_rounds=index + 1, last_bad_round=round_))
+    assert len(told.incidents) == 200
+    assert {incident.status for incident in told.incidents} == {Status.CLOSED}
+    attempt = told.state.attempts[told.job.current]
+    assert (len(attempt.skips), attempt.pending) == (64, ())
+
+
+def test_a_run_of_skipped_updates_is_one_incident_however_long():
+    # Once there are many bad rounds in a row a probe only counts them, and says of each that it was skipped.
+    told = Told().hellos(1)
+    records = [body for round_ in range(5, 21) for body in (nonfinite(round_), skip(round_))]
+    told.tell(batch("r0", 1, *records, *(skip(round_) for round_ in range(21, 400))))
+    assert told.incident.evidence.last_round == 399
+    assert len(told.state.attempts[told.job.current].skips) == 1
+
+
+def test_a_rollback_closes_what_was_open():
+    told = Told().tell(batch("l", 0, launch_started(policy_hash="p"))).hellos(2)
+    told.tell(*bad_then(0, 17, nonfinite(17)))
+    # The command runs in the next generation, before any of its ranks has said hello.
+    told.tell(batch("l", 1, obs.CommandStarted("j", 1, "l")))
+    assert told.incident.close_reason is CloseReason.ROLLBACK
+    assert told.incident.verdict.unknown_ranks == {1: UnknownReason.ATTEMPT_OVER}
+
+
 def test_bad_rounds_far_apart_are_two_incidents_even_in_one_report():
     told = Told().hellos(2)
     told.tell(

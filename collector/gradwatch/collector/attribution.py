@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gradwatch.collector.evidence import position
 from gradwatch.collector.model import Cause, UnknownReason, Verdict
 from gradwatch.collector.observations import Phase
-from gradwatch.collector.sentences import explain
+from gradwatch.collector.sentences import explain, tell_skips
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def attribute(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, Un
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
         contaminated_ranks=contaminated,
-        sentences=explain(origins, tie, clean, unknown, contaminated),
+        sentences=(*explain(origins, tie, clean, unknown, contaminated), *tell_skips(evidence)),
     )
 
 

@@ -6,7 +6,7 @@ from collections import ChainMap, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gradwatch.collector.model import AttemptId, Changes, Event, JobState, Journal, Move, Sighting
+from gradwatch.collector.model import AttemptId, Changes, Event, JobState, Journal, Move, Sighting, Skips
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,7 @@ class News:
 
     sightings: list[Sighting] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
+    skips: set[Skips] = field(default_factory=set)
     ranks: set[int] = field(default_factory=set)
 
 

@@ -1,7 +1,11 @@
 """Which sightings belong together, and what of them a verdict needs. Pure.
 
 Sightings are gathered by their rounds, never by the order in which they arrived: two
-that have fewer than ten rounds between them belong to one incident.
+that have fewer than ten rounds between them belong to one incident, unless the guard skipped
+the update of the earlier one and the next update attempt was clean.
+
+Each rank journals a sighting, the skip of its update, and the next sighting in this order, and
+all ranks skip the same updates. So whatever was skipped before a known sighting is known.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gradwatch.collector.model import Evidence
+from gradwatch.collector.model import Evidence, Skips
 from gradwatch.collector.observations import Phase
 
 if TYPE_CHECKING:
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
 # An incident is over after so many rounds with finite reduced gradients.
 CLEAN_ROUNDS = 10
+# Of the attempt's skipped updates; evidence remembers its own. Only a rank that reports later than
+# so many others could be taken for part of the wrong incident.
+_SKIPS = 64
 
 _PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
@@ -42,42 +49,79 @@ def position(sighting: Sighting) -> tuple[float, ...]:
 
 
 def near(one: Evidence, other: Evidence) -> bool:
-    """Whether both belong together: fewer than ten rounds lie between them."""
+    """Whether both belong together: they are near in rounds, and no skipped update has ended the first."""
+    before, after = sorted((one, other), key=lambda evidence: evidence.first_round)
+    return _goes_on(before, after.first_round, first_step(after))
+
+
+def is_over_before(evidence: Evidence, round_: int, step: int) -> bool:
+    """Whether its updates were skipped to the last, and the one after them was clean.
+
+    Args:
+        evidence: of earlier rounds.
+        round_: that is bad again.
+        step: of that round.
+    """
+    skips = evidence.skips
     return (
-        other.first_round <= one.last_round + CLEAN_ROUNDS
-        and one.first_round <= other.last_round + CLEAN_ROUNDS
+        skips is not None
+        and skips.last_step >= evidence.last_step
+        and step > skips.last_step + 1
+        and round_ > skips.last_round + 1
     )
 
 
-def clusters(sightings: Iterable[Sighting]) -> list[Evidence]:
-    """Evidence from sightings, whatever their order; what belongs together is in one."""
-    parts: list[list[Sighting]] = []
-    for sighting in sorted(sightings, key=lambda sighting: sighting.round):
-        if parts and sighting.round <= parts[-1][-1].round + CLEAN_ROUNDS:
-            parts[-1].append(sighting)
-        else:
-            parts.append([sighting])
-    return [_of(part) for part in parts]
+def first_step(evidence: Evidence) -> int:
+    """The step of its first round."""
+    return min(
+        sighting.step for sighting in evidence.earliest.values() if sighting.round == evidence.first_round
+    )
+
+
+def clusters(sightings: Iterable[Sighting], skips: Sequence[Skips] = ()) -> tuple[Evidence, ...]:
+    """Evidence from sightings, whatever their order; what belongs together is in one.
+
+    Args:
+        sightings: of any ranks.
+        skips: all that are known, in logical order.
+    """
+    rounds: dict[int, list[Sighting]] = {}
+    for sighting in sightings:
+        rounds.setdefault(sighting.round, []).append(sighting)
+    return gather([_of(part) for part in rounds.values()], skips)
 
 
 def merge(one: Evidence, other: Evidence) -> Evidence:
     """Evidence from both."""
     return _sorted_out(
-        min(one.first_round, other.first_round),
-        max(one.last_round, other.last_round),
-        _earliest([*one.earliest.values(), *other.earliest.values()]),
-        one.contaminated | other.contaminated,
+        Evidence(
+            first_round=min(one.first_round, other.first_round),
+            last_round=max(one.last_round, other.last_round),
+            earliest=_earliest([*one.earliest.values(), *other.earliest.values()]),
+            contaminated=one.contaminated | other.contaminated,
+            last_step=max(one.last_step, other.last_step),
+            skips=max(
+                with_skips((), [skips for skips in (one.skips, other.skips) if skips is not None]),
+                default=None,
+            ),
+        )
     )
 
 
-def gather(evidences: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    """Merge what belongs together; the result is in logical order."""
+def gather(evidences: Iterable[Evidence], skips: Sequence[Skips] = ()) -> tuple[Evidence, ...]:
+    """Merge what belongs together; the result is in logical order.
+
+    Args:
+        evidences: in any order.
+        skips: all that are known, in logical order.
+    """
     gathered: list[Evidence] = []
     for evidence in sorted(evidences, key=lambda evidence: evidence.first_round):
-        if gathered and near(gathered[-1], evidence):
-            gathered[-1] = merge(gathered[-1], evidence)
+        part = skipped(evidence, skips)
+        if gathered and near(gathered[-1], part):
+            gathered[-1] = skipped(merge(gathered[-1], part), skips)
         else:
-            gathered.append(evidence)
+            gathered.append(part)
     return tuple(gathered)
 
 
@@ -88,9 +132,58 @@ def stretched(evidence: Evidence, stretch: Stretch) -> Evidence:
     return evidence
 
 
+def skipped(evidence: Evidence, skips: Sequence[Skips]) -> Evidence:
+    """The evidence with those of its updates that were skipped, and the rounds up to the last of them.
+
+    Args:
+        evidence: is left as it is by what was skipped before it, or apart from it.
+        skips: in logical order.
+    """
+    known = evidence
+    for run in skips:
+        if run.last_step < first_step(known) and run.last_round < known.first_round:
+            continue
+        if not _goes_on(known, run.first_round, run.first_step):
+            break
+        own = () if known.skips is None else (known.skips,)
+        known = replace(
+            known,
+            last_round=max(known.last_round, run.last_round),
+            last_step=max(known.last_step, run.last_step),
+            skips=max(with_skips(own, [run])),
+        )
+    return known
+
+
+def with_skips(known: Sequence[Skips], more: Iterable[Skips]) -> tuple[Skips, ...]:
+    """The newest skipped updates of both, in logical order; what lies side by side is one run."""
+    runs: list[Skips] = []
+    for run in sorted({*known, *more}):
+        before = runs[-1] if runs else None
+        if before is not None and (
+            run.first_step <= before.last_step + 1 or run.first_round <= before.last_round + 1
+        ):
+            runs[-1] = Skips(
+                before.first_round,
+                before.first_step,
+                max(before.last_round, run.last_round),
+                max(before.last_step, run.last_step),
+            )
+        else:
+            runs.append(run)
+    return tuple(runs[-_SKIPS:])
+
+
+def _goes_on(evidence: Evidence, round_: int, step: int) -> bool:
+    """Whether a bad round that is not before the evidence belongs to it."""
+    return round_ <= evidence.last_round + CLEAN_ROUNDS and not is_over_before(evidence, round_, step)
+
+
 def _of(sightings: Sequence[Sighting]) -> Evidence:
-    rounds = [sighting.round for sighting in sightings]
-    return _sorted_out(min(rounds), max(rounds), _earliest(sightings), frozenset())
+    """Evidence from sightings of one round."""
+    round_ = sightings[0].round
+    last_step = max(sighting.step for sighting in sightings)
+    return Evidence(round_, round_, _earliest(sightings), last_step=last_step)
 
 
 def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:
@@ -102,28 +195,24 @@ def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:
     return earliest
 
 
-def _sorted_out(
-    first_round: int,
-    last_round: int,
-    earliest: dict[int, Sighting],
-    contaminated: frozenset[int],
-) -> Evidence:
-    """Set those aside that were first bad after an update: their step is higher.
+def _sorted_out(evidence: Evidence) -> Evidence:
+    """Set those aside that were first bad after an update was applied: their step is higher.
 
-    They can never become origins again, since the first round only ever gets earlier.
+    They can never become origins again: the first round only ever gets earlier, and what was
+    skipped before a sighting is known with it.
     """
-    first_step = min(sighting.step for sighting in earliest.values() if sighting.round == first_round)
+    first = first_step(evidence)
+    # Updates up to this one were not applied.
+    spared = first - 1
+    if evidence.skips is not None and evidence.skips.first_step <= first:
+        spared = max(spared, evidence.skips.last_step)
     suspects = {
         rank: sighting
-        for rank, sighting in earliest.items()
-        if sighting.round == first_round or sighting.step <= first_step
+        for rank, sighting in evidence.earliest.items()
+        if sighting.round == evidence.first_round or sighting.step <= spared + 1
     }
-    return Evidence(
-        first_round=first_round,
-        last_round=last_round,
-        earliest=suspects,
-        contaminated=contaminated.union(earliest).difference(suspects),
-    )
+    contaminated = evidence.contaminated.union(evidence.earliest).difference(suspects)
+    return replace(evidence, earliest=suspects, contaminated=contaminated)
 
 
 def _known(value: int | None) -> float:

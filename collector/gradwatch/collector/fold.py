@@ -13,7 +13,7 @@ from gradwatch.collector import observations as obs
 from gradwatch.collector.attribution import cause_of
 from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
-from gradwatch.collector.model import Event, cause_label
+from gradwatch.collector.model import Event, Skips, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
 from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, see_command, start_launch
@@ -109,6 +109,9 @@ def _absorb_record(draft: Draft, journal: Journal, body: obs.Body) -> tuple[Jour
         journal = replace(journal, faults_recorded=counted(journal.faults_recorded, body.part))
     elif isinstance(body, obs.NonFinite) and journal.rank is not None:
         journal = replace(journal, rank=_see_nonfinite(draft, journal.rank, body))
+    elif isinstance(body, obs.Skipped) and journal.rank is not None:
+        skips = Skips(body.round, body.step, body.round, body.step)
+        draft.news[journal.rank.attempt].skips.add(skips)
     return journal, None
 
 

@@ -153,19 +153,37 @@ class Sighting:
     source: str
 
 
+class Skips(NamedTuple):
+    """Updates in a row that the guard kept from changing the weights.
+
+    Attributes:
+        first_round: the first bad one of the first of them.
+        last_round: the first bad one of the last of them.
+    """
+
+    first_round: int
+    first_step: int
+    last_round: int
+    last_step: int
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Sightings that belong together, reduced to what a verdict needs.
 
     Attributes:
+        last_step: of the newest sighting or skipped update.
         earliest: by rank, its earliest sighting, for the ranks that may be origins.
         contaminated: ranks that were first bad after an update had been applied.
+        skips: the newest updates of these rounds that are known to have been skipped.
     """
 
     first_round: int
     last_round: int
     earliest: Mapping[int, Sighting]
     contaminated: frozenset[int] = frozenset()
+    last_step: int = 0
+    skips: Skips | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +225,9 @@ class Attempt:
         pending: evidence apart from the open incident's, in logical order.
         reduced_round: rounds below it had their reduced gradients looked at by some rank.
         last_bad_round: the newest round whose reduced gradients were non-finite.
+        step: the newest update attempt that some rank was seen in.
+        skips: the newest updates that the guard skipped, in logical order.
+        progress_logged: how many rows of the log say how far a rank had come.
     """
 
     id: AttemptId
@@ -218,6 +239,9 @@ class Attempt:
     pending: tuple[Evidence, ...] = ()
     reduced_round: int = 0
     last_bad_round: int | None = None
+    step: int = 0
+    skips: tuple[Skips, ...] = ()
+    progress_logged: int = 0
 
 
 class CommandState(str, enum.Enum):

@@ -141,6 +141,7 @@ def _raise_attempt(draft: Draft, rank: RankState, progress: Progress) -> None:
         attempt,
         reduced_round=max(attempt.reduced_round, progress.reduced_round),
         last_bad_round=max(bad_rounds, default=None),
+        step=max(attempt.step, progress.step),
     )
     if raised != attempt:
         draft.attempts[rank.attempt] = raised

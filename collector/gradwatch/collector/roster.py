@@ -30,7 +30,7 @@ class Roster:
         self._now = draft.now
         self._timeout = draft.config.confirm_timeout
         self._attempt = attempt
-        self._over = attempt.id != job.current
+        self._over = attempt.id != job.current or is_rolled_back(job, attempt)
         self._launches_ended = launches_ended(job)
         running = {launch.node for launch in job.launches.values() if launch.ended_at is None}
         self._ended_nodes = {launch.node for launch in job.launches.values()} - running
@@ -88,6 +88,11 @@ class Roster:
             return UnknownReason.NEVER_SEEN if late else UnknownReason.WAITING
         late = self._now - max(since, rank.heard_at) >= self._timeout
         return UnknownReason.SILENT if late else UnknownReason.WAITING
+
+
+def is_rolled_back(job: JobState, attempt: Attempt) -> bool:
+    """Whether the job's present run has left the attempt's generation behind."""
+    return attempt.run == job.run and attempt.id.generation < job.generation
 
 
 def _is_done(rank: RankState, high_seq: int) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import UnknownReason
 from gradwatch.collector.observations import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gradwatch.collector.model import Sighting
+    from gradwatch.collector.model import Evidence, Sighting
 
 # More ranks than this are counted, not listed.
 _LISTED = 8
@@ -51,7 +52,7 @@ def explain(
     sentences = [_first(origins, tie)]
     if len(origins) > 1:
         others = [origin.rank for origin in origins[1:]]
-        sentences.append(f"{_ranks(others)} {_were(others)} bad before the next update too.")
+        sentences.append(f"{_ranks(others)} {_were(others)} bad before any update was applied too.")
     if clean:
         spread = sorted(set(contaminated).intersection(clean))
         tail = (
@@ -68,6 +69,22 @@ def explain(
         verb = "is unknown:" if len(ranks) == 1 else "are unknown; of each,"
         sentences.append(f"{_ranks(ranks)} {verb} {_UNKNOWN[reason]}.")
     return tuple(sentences)
+
+
+def tell_skips(evidence: Evidence) -> tuple[str, ...]:
+    """Say which updates the guard skipped, as far as it is known; nothing when of none it is."""
+    skips = evidence.skips
+    if skips is None:
+        return ()
+    several = skips.first_step < skips.last_step
+    which = f"updates of steps {skips.first_step} to {skips.last_step}" if several else "update"
+    if skips.first_step > first_step(evidence):
+        which = which if several else f"update of step {skips.last_step}"
+        return (f"The guard skipped the {which}; of those before it that is not known.",)
+    if skips.last_step < evidence.last_step:
+        which = which if several else f"update of step {skips.last_step}"
+        return (f"The guard skipped the {which}; of those after it that is not known yet.",)
+    return (f"The guard skipped the {which}, so no weight was touched.",)
 
 
 def _first(origins: Sequence[Sighting], tie: bool) -> str:

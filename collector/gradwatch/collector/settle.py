@@ -15,12 +15,12 @@ from gradwatch.collector import incident as inc
 from gradwatch.collector.attribution import attribute, is_waiting
 from gradwatch.collector.draft import News, counted
 from gradwatch.collector.model import CloseReason, Move, Status, UnknownReason, cause_label
-from gradwatch.collector.roster import Roster
+from gradwatch.collector.roster import Roster, is_rolled_back
 from gradwatch.collector.runs import is_over
 
 if TYPE_CHECKING:
     from gradwatch.collector.draft import Draft
-    from gradwatch.collector.model import Attempt, AttemptId, Evidence, Incident, JobState, Verdict
+    from gradwatch.collector.model import Attempt, AttemptId, Evidence, Incident, JobState, Skips, Verdict
 
 
 def settle(draft: Draft, job_name: str) -> None:
@@ -47,33 +47,42 @@ def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidenc
     """
     attempt = draft.attempts[attempt_id]
     evidence = {id_: draft.incidents[id_].evidence for id_ in attempt.incidents}
-    if not (news.sightings or news.stretches):
+    if not (news.sightings or news.stretches or news.skips):
         return evidence
-    pending = ev.gather([*attempt.pending, *ev.clusters(news.sightings)])
-    pending = _distribute(evidence, pending)
+    skips = ev.with_skips(attempt.skips, news.skips)
+    new_skips = [run for run in skips if run not in attempt.skips]
+    if new_skips:
+        evidence = {id_: ev.skipped(known, new_skips) for id_, known in evidence.items()}
+    pending = ev.gather([*attempt.pending, *ev.clusters(news.sightings, skips)], skips)
+    pending = _distribute(evidence, pending, skips)
     for stretch in news.stretches:
         evidence = {id_: ev.stretched(known, stretch) for id_, known in evidence.items()}
-        pending = ev.gather(ev.stretched(part, stretch) for part in pending)
-    pending = _distribute(evidence, pending)
+        pending = ev.gather((ev.stretched(part, stretch) for part in pending), skips)
+    pending = _distribute(evidence, pending, skips)
     open_ = _open_incident(draft, attempt)
     if open_ is not None and open_.status is Status.SUSPECTED and pending:
         # Nobody has vouched for the rounds before it yet: the earliest comes first.
-        earliest, *rest = ev.gather([evidence[open_.id], *pending])
+        earliest, *rest = ev.gather([evidence[open_.id], *pending], skips)
         evidence[open_.id] = earliest
         pending = tuple(rest)
-    draft.attempts[attempt_id] = replace(attempt, pending=pending)
+    if (pending, skips) != (attempt.pending, attempt.skips):
+        draft.attempts[attempt_id] = replace(attempt, pending=pending, skips=skips)
     return evidence
 
 
-def _distribute(evidence: dict[str, Evidence], pending: tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+def _distribute(
+    evidence: dict[str, Evidence], pending: tuple[Evidence, ...], skips: tuple[Skips, ...]
+) -> tuple[Evidence, ...]:
     """Merge what is pending into the incidents it belongs to; what belongs to none is left."""
     left = list(pending)
+    if not left:
+        return ()
     for id_, known in evidence.items():
         grown = known
         # What it takes in may bring it near to more.
         while (part := next((part for part in left if ev.near(grown, part)), None)) is not None:
             left.remove(part)
-            grown = ev.merge(grown, part)
+            grown = ev.skipped(ev.merge(grown, part), skips)
         evidence[id_] = grown
     return tuple(left)
 
@@ -169,19 +178,36 @@ def _confirm(draft: Draft, job: JobState, incident: Incident) -> None:
 
 def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incident) -> CloseReason | None:
     """Why the incident is over; None while it is not."""
+    if is_rolled_back(job, attempt):
+        return CloseReason.ROLLBACK
     if attempt.id != job.current:
         return CloseReason.ATTEMPT_OVER
     if is_over(job, attempt, draft.journals):
         return CloseReason.JOB_ENDED
-    last_round = incident.evidence.last_round
-    if attempt.pending:
-        # The next evidence is far enough away, unless somebody may yet fill the space between.
-        roster, space = Roster(draft, job, attempt), last_round + ev.CLEAN_ROUNDS
-        waiting = roster.is_waited_for(range(attempt.world_size), space, incident.opened_at)
+    evidence = incident.evidence
+    following = _following(attempt, evidence)
+    if following is not None:
+        # It is far enough away, unless somebody may yet fill the space between.
+        space = min(evidence.last_round + ev.CLEAN_ROUNDS, following - 1)
+        waiting = Roster(draft, job, attempt).is_waited_for(
+            range(attempt.world_size), space, incident.opened_at
+        )
         return None if waiting else CloseReason.CLEAN_ROUNDS
-    if attempt.last_bad_round is not None:
-        last_round = max(last_round, attempt.last_bad_round)
-    return CloseReason.CLEAN_ROUNDS if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS else None
+    last_round = max(evidence.last_round, attempt.last_bad_round or 0)
+    if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS:
+        return CloseReason.CLEAN_ROUNDS
+    # After skipped updates one clean update attempt is enough, once it is over.
+    clean = last_round == evidence.last_round and attempt.reduced_round > last_round + 1
+    skipped = ev.is_over_before(evidence, attempt.reduced_round, attempt.step)
+    return CloseReason.CLEAN_ROUNDS if clean and skipped else None
+
+
+def _following(attempt: Attempt, evidence: Evidence) -> int | None:
+    """The round in which gradients that do not belong to the evidence were bad again, as far as known."""
+    rounds = [part.first_round for part in attempt.pending]
+    # Those that belong to it are in it by now.
+    rounds += [run.first_round for run in attempt.skips if run.first_round > evidence.last_round]
+    return min(rounds, default=None)
 
 
 def _open_incident(draft: Draft, attempt: Attempt) -> Incident | None:
