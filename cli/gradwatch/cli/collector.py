@@ -55,6 +55,10 @@ def collector(
     """
     import asyncio
     import logging
+    import os
+
+    # gRPC's own library would write a line at each handshake that fails, several times a second.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
     from gradwatch.cli import access, policy_files
     from gradwatch.cli import parent as parent_watch

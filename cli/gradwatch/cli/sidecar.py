@@ -41,6 +41,10 @@ def sidecar(
     """
     import asyncio
     import logging
+    import os
+
+    # gRPC's own library would write a line at each handshake that fails, several times a second.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
     from gradwatch.agent.sidecar.app import SidecarConfig, SpoolTakenError, serve
     from gradwatch.cli import access

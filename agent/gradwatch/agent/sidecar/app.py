@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor, tail
-from gradwatch.agent.sidecar.access import Access, AccessError, Credentials
+from gradwatch.agent.sidecar.access import NOT_VERIFIED, Access, AccessError, Credentials
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
 from gradwatch.agent.sidecar.sidecar import Sidecar
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
@@ -150,7 +150,9 @@ def _credentials(config: SidecarConfig) -> Credentials:
     if not speaks_tls:
         return dataclasses.replace(credentials, ca=None)
     if credentials.ca is None:
-        raise CollectorUnavailableError("the collector speaks TLS: give --tls-ca with the CA that signed it")
+        raise CollectorUnavailableError(
+            f"{NOT_VERIFIED}: it wants --tls-ca, the CA that signed its certificate"
+        )
     return credentials
 
 

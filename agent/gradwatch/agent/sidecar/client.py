@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 ACK_SECONDS = 30.0
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
+# Closed at once so often in a row, it is no collector that is just ending.
+_NO_ACCIDENT = 5
+_CLOSED = "Socket closed"
 _OPTIONS = (
     # Reconnecting is ours to time; a shared subchannel would add its own backoff.
     ("grpc.use_local_subchannel_pool", 1),
@@ -174,9 +177,15 @@ class Client:
 
     def _say(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
-        if str(error) != self._said:
-            self._said = str(error)
-            _log.warning("%s; trying again until it answers", error)
+        said = str(error)
+        if _CLOSED in said and state.attempt_number >= _NO_ACCIDENT:
+            said = (
+                f"{NOT_VERIFIED}: the connection is closed at once; it may want TLS (--tls-ca), "
+                "or a certificate of this side (--tls-cert, --tls-key)"
+            )
+        if said != self._said:
+            self._said = said
+            _log.warning("%s; trying again until it answers", said)
 
 
 def _channel(address: str, credentials: Credentials) -> grpc.aio.Channel:

@@ -1,4 +1,4 @@
-"""What the sidecar's log tells that only the user can change: it is not let in, or trusts nobody it reaches."""
+"""What the sidecar's log tells that waiting does not change: it is not let in, or does not trust."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SidecarLog:
         self._read = 0
 
     def refusals(self) -> list[str]:
-        """What it newly says of a collector that refuses it, or cannot be trusted; cheap when nothing is new."""
+        """What it newly says of a collector that refuses it, or cannot be trusted. Cheap to ask often."""
         try:
             if self._path.stat().st_size <= self._read:
                 return []
