@@ -68,7 +68,17 @@ def train(
     register: Callable[[Any], Any] | None = None,
     on_device: bool = False,
     micro: int = 1,
+    scaled: bool | None = None,
+    split: bool = False,
+    own_check: bool = False,
 ) -> Any:
+    """One case.
+
+    Args:
+        scaled: step through a GradScaler that is enabled, or disabled; None for none.
+        split: two optimizers, half of the parameters each.
+        own_check: the script throws bad gradients away itself.
+    """
     if on_device:
         device_look()
     torch.manual_seed(1)
@@ -76,34 +86,47 @@ def train(
         Net(), find_unused_parameters=unused, bucket_cap_mb=0.0005 if not register else 25
     )
     state = register(ddp) if register else None
-    optimizer = make(ddp.parameters())
+    parameters = list(ddp.parameters())
+    half = len(parameters) // 2
+    optimizers = [make(parameters[:half]), make(parameters[half:])] if split else [make(parameters)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3, enabled=bool(scaled))
     for step in range(STEPS):
         bad = step in BAD
 
         def forward_backward(step: int = step) -> torch.Tensor:
-            optimizer.zero_grad(set_to_none=to_none)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=to_none)
             for part in range(micro):
                 torch.manual_seed(1000 * step + 10 * part + rank)
                 inputs = torch.randn(5, 6)
                 if BAD.get(step) == rank and part == micro - 1:
                     inputs[2, 1] = float("nan")
                 loss = ddp(inputs, skip=unused and (step + rank) % 2 == 0).pow(2).mean()
-                loss.backward()
+                scaler.scale(loss).backward()
             return loss
 
         if closure and not (bad and by_hand):
-            optimizer.step(forward_backward)
+            optimizers[0].step(forward_backward)
             continue
         forward_backward()
-        if not (bad and by_hand):
-            optimizer.step()
+        if bad and scaled and by_hand:
+            scaler.unscale_(optimizers[0])
+            scaler.update()
+        elif not (bad and (by_hand or own_check)):
+            for optimizer in optimizers:
+                scaler.step(optimizer) if scaled is not None else optimizer.step()
+            scaler.update()
         elif state is not None:
             # What a careful hand does about the compression's memory.
             for error in state.error_dict.values():
                 error.zero_()
             state.p_memory_dict.clear()
             state.q_memory_dict.clear()
-    return {"weights": ddp.state_dict(), "state": [optimizer.state[p] for p in ddp.parameters()]}
+    return {
+        "weights": ddp.state_dict(),
+        "state": [optimizer.state[p] for optimizer in optimizers for p in optimizer.state],
+        "scaler": scaler.state_dict(),
+    }
 
 
 def power_sgd(ddp: Any) -> Any:
@@ -123,22 +146,36 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adam-foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
     "adam-fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=False),
+    "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
     "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-    "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, foreach=False),
+    "sgd-foreach": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, foreach=True),
     "sgd-fused": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
-    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01, foreach=False),
+    "nadam-foreach": lambda p: torch.optim.NAdam(p, lr=0.01, foreach=True),
 }
 CASES: dict[str, dict[str, Any]] = {}
 for name, make in OPTIMIZERS.items():
     for to_none in (True, False):
         CASES[f"{name}-none={to_none}"] = {"make": make, "to_none": to_none}
     CASES[f"{name}-unused"] = {"make": make, "unused": True, "to_none": False}
+# A GradScaler skips by itself, and the guard leaves it to that.
+LEFT_ALONE = [f"scaler-{name}" for name in ("adam", "adam-fused", "adamw-foreach", "sgd-fused", "nadam")]
+for name in LEFT_ALONE:
+    CASES[name] = {"make": OPTIMIZERS[name.removeprefix("scaler-")], "scaled": True}
+CASES["scaler-unused"] = {"make": OPTIMIZERS["adam"], "scaled": True, "unused": True, "to_none": False}
+CASES["own-check"] = {"make": OPTIMIZERS["adam"], "own_check": True}
+LEFT_ALONE += ["scaler-unused", "own-check"]
+CASES["scaler-disabled"] = {"make": OPTIMIZERS["adamw"], "scaled": False}
+CASES["two-optimizers"] = {"make": OPTIMIZERS["adam"], "split": True}
+CASES["two-fused-optimizers"] = {"make": OPTIMIZERS["adam-fused"], "split": True}
 CASES["closure"] = {"make": OPTIMIZERS["adam"], "closure": True}
 CASES["accumulated"] = {"make": OPTIMIZERS["adam"], "micro": 3}
 CASES["fp16-compression"] = {"make": OPTIMIZERS["adam"], "register": fp16}
 CASES["powersgd"] = {"make": OPTIMIZERS["sgd-momentum"], "register": power_sgd}
 for name in ("adam-fused", "adam", "sgd-fused", "nadam"):
     CASES[f"device-{name}"] = {"make": OPTIMIZERS[name], "on_device": True}
+CASES["device-powersgd"] = {"make": OPTIMIZERS["sgd-fused"], "register": power_sgd, "on_device": True}
 
 
 def main(output: str, by_hand: bool, names: list[str]) -> None:

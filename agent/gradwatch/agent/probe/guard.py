@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe import scan
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 WINDOW = 1000
 
@@ -107,6 +109,11 @@ class HeldGradients:
         """Put them back."""
         for parameter, gradient in self._held:
             parameter.grad = gradient
+
+
+def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
+    """Whether all gradients that the parameters have, in host memory, are finite."""
+    return all(scan.is_finite(parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
 def after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Any:

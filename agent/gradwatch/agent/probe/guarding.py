@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_fused
+from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_finite, all_fused
 
 if TYPE_CHECKING:
     from gradwatch.agent.probe.guard import GuardPolicy, Tally
@@ -55,8 +55,9 @@ class Guarding:
         if wrapped is not None:
             return wrapped
         flags = [flag for model in self._models if (flag := model.look.reduced_flag) is not None]
-        if flags and all_fused(optimizer):
-            # The kernel reads it on the device; nobody waits.
+        if flags and all_fused(optimizer) and not any(model.has_error_feedback for model in self._models):
+            # The kernel reads it on the device; nobody waits. What a compression carries on has to
+            # be cleared in the same round on every rank, so with one the host must know.
             optimizer.grad_scale = None
             optimizer.found_inf = torch.stack(flags).amax()
             self._on_device = True
@@ -73,21 +74,25 @@ class Guarding:
         models, self._models = self._models, []
         if not models:
             return
+        # The second of two optimizers of one model attempts the same update.
+        is_new = not all(model.attempted for model in models)
+        for model in models:
+            model.attempted = True
         if self._on_device:
             # A leftover would make GradScaler.step raise.
             del optimizer.grad_scale, optimizer.found_inf
             self._on_device = False
             return
         skipped = self._put_back()
-        rounds = [model.bad_round for model in models if model.bad_round is not None]
-        for model in models:
-            model.bad_round = None
+        if not is_new:
+            return
         tally = self._count.attempt(skipped=skipped)
         if tally is None:
             return
         for model in models:
             model.forget_error_feedback()
-        self._say(tally, self._watcher.clock.step, min(rounds, default=0))
+        rounds = [model.last_round if model.bad_round is None else model.bad_round for model in models]
+        self._say(tally, self._watcher.clock.step, min(rounds))
 
     def landed(self, model: WatchedModel, moment: Moment, *, bad: bool) -> None:
         """A read-out tells what a fused optimizer did on its own."""
@@ -107,8 +112,7 @@ class Guarding:
     def _hold_if_bad(self, optimizer: Any) -> None:
         for model in self._models:
             model.catch_up()
-        # For a device and an optimizer that is not fused this is the one place that waits for it.
-        if any(model.bad_round is not None or _is_set(model.look.reduced_flag) for model in self._models):
+        if any(_is_bad(model) for model in self._models):
             self._held = HeldGradients(optimizer)
 
     def _can_guard(self, model: WatchedModel) -> bool:
@@ -134,5 +138,13 @@ class Guarding:
         )
 
 
-def _is_set(flag: torch.Tensor | None) -> bool:
-    return flag is not None and bool(flag)
+def _is_bad(model: WatchedModel) -> bool:
+    """Whether an update with the model's gradients would be a bad one. All ranks get the same answer."""
+    flag = model.look.reduced_flag
+    if flag is not None:
+        # For a device and an optimizer that is not fused this is the one place that waits for it.
+        return bool(flag)
+    if not model.attempted and model.bad_round is not None and all_finite(model.parameters()):
+        # The script threw them away by itself, and never attempted that update.
+        model.bad_round = None
+    return model.bad_round is not None

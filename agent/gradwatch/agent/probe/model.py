@@ -55,8 +55,10 @@ class WatchedModel:
         inner: the hook that does the reduction: the user's, or DDP's own averaging.
         inner_is_default: whether the user may still put theirs in its place.
         join_work: handle of the last notification under `join()`.
+        last_round: the newest round that was reduced.
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
-            the host knows.
+            the host knows. It stays until the next round: one model may have several optimizers.
+        attempted: an update was attempted since that newest round.
     """
 
     def __init__(self, watcher: Watcher, ddp: Any, parameters: Sequence[torch.Tensor], root: int) -> None:
@@ -65,7 +67,9 @@ class WatchedModel:
         self.inner: Callable[[GradBucket], Future] = self.all_reduce_mean
         self.inner_is_default = True
         self.join_work: Any = None
+        self.last_round = 0
         self.bad_round: int | None = None
+        self.attempted = False
         self.averaging = Averaging(
             gradient_as_bucket_view=ddp.gradient_as_bucket_view,
             batched_grad_copy=getattr(ddp, "batched_grad_copy", False),
@@ -174,9 +178,14 @@ class WatchedModel:
             f"its comm hook {hook} may leave ranks with different gradients, and they would not skip together"
         )
 
+    @property
+    def has_error_feedback(self) -> bool:
+        """Whether its comm hook carries something from round to round."""
+        return _full_name(self.inner) in _POWER_SGD
+
     def forget_error_feedback(self) -> None:
         """Clear what a compressing comm hook carries from round to round."""
-        if _full_name(self.inner) in _POWER_SGD:
+        if self.has_error_feedback:
             forget_error_feedback(self.inner.args[0])  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------ afterwards
@@ -207,6 +216,9 @@ class WatchedModel:
         bad = self.look.reduced(moment, [_tensor(reduction.value()) for reduction in reductions])
         if bad is not None:
             self._watcher.end_reduced(moment, bad=bad)
+        if self.attempted:
+            self.attempted, self.bad_round = False, None
+        self.last_round = moment.round
         if bad and self.bad_round is None:
             self.bad_round = moment.round
 
