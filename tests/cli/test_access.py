@@ -7,9 +7,13 @@ import contextlib
 import json
 import os
 import re
+import ssl
+import subprocess
 import sys
+from pathlib import Path
 
 import grpc
+import httpx
 import psutil
 import pytest
 
@@ -131,7 +135,8 @@ def test_a_run_that_is_not_let_in_says_so_and_goes_on(
     )
     process = start(
         "run", "--state-dir", tmp_path, "--job", "stranger", "--collector", served.grpc,
-        "--drain-timeout", "0", "--report", tmp_path / "report.json", *given, "--", sys.executable, "-c", waits,
+        "--drain-timeout", "0", "--report", tmp_path / "report.json", *given,
+        "--", sys.executable, "-c", waits,
     )  # fmt: skip
     assert any(
         re.search(f"gradwatch: WARNING: nothing is reported: .*{says}", line) for line in process.stderr
@@ -338,3 +343,36 @@ def test_a_token_is_not_sent_to_others_by_http(files):
     result = gradwatch("jobs", "--url", "http://far.example:7701", "--token-file", files.token)
     assert result.returncode == 2
     assert "in the clear: give an https:// URL" in result.stderr
+
+
+# ---------------------------------------------------------------- the documentation
+
+
+def test_the_certificates_of_the_documentation_are_good(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    (commands,) = [block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "openssl" in block]
+    made = subprocess.run(
+        ["bash", "-eu"], input=commands, cwd=tmp_path, text=True, capture_output=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    node0, node1, ca = tmp_path / "node0", tmp_path / "node1", tmp_path / "ca.pem"
+    server = ("--tls-cert", f"{node0}.pem", "--tls-key", f"{node0}.key", "--token-file", tmp_path / "token")
+    client = ("--tls-cert", f"{node1}.pem", "--tls-key", f"{node1}.key", "--token-file", tmp_path / "token")
+    with collector(tmp_path / "state", *server, "--tls-ca", ca) as info:
+        result = gradwatch(
+            "run",
+            "--state-dir",
+            tmp_path / "run",
+            "--collector",
+            info.grpc,
+            "--tls-ca",
+            ca,
+            *client,
+            "--",
+            "true",
+        )
+        strict = ssl.create_default_context(cafile=ca)
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT
+        assert httpx.get(info.http + "/-/ready", verify=strict, trust_env=False).status_code == 200
+    assert "not shipped" not in result.stderr
+    assert "chmod" not in result.stderr
