@@ -48,6 +48,7 @@ _KINDS: Mapping[obs.TaskKind, Any] = {meaning: number for number, meaning in _TA
 _ACTIONS: Mapping[Verb, Any] = {
     Verb.START: pb.ACTION_START,
     Verb.STOP: pb.ACTION_STOP,
+    Verb.LOAD: pb.ACTION_LOAD,
     Verb.HALT: pb.ACTION_HALT,
     Verb.RELEASE: pb.ACTION_RELEASE,
 }

@@ -21,9 +21,10 @@ checkpoints: {root: /ckpts}
 """
 
 
-def poisoned(hosts: int = 1, text: str = POLICY) -> World:
+def poisoned(hosts: int = 1, text: str = POLICY, *, can_load: bool | None = None) -> World:
     """A job that has a good checkpoint of step 5 and a poisoned one of step 8."""
     world = World.under(text, hosts)
+    world.can_load = can_load
     for host in world.hosts:
         world.launch(host)
     world.settle()
@@ -282,3 +283,60 @@ def test_a_flapping_job_halts_and_names_the_budget():
     assert world.hosts[0].ended_with == 93
     assert "the budget" in world.decisions[-1].reason
     assert len(world.performed()) >= 2
+
+
+def test_ranks_that_can_load_go_back_without_a_restart():
+    world = poisoned(hosts=2, can_load=True)
+    world.settle()
+    assert [host.command for host in world.hosts] == ["running", "running"]
+    assert [host.generation for host in world.hosts] == [0, 0]
+    assert world.training == 1
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.in_process) == (Outcome.PERFORMED, True)
+    assert world.state.jobs["j"].generation == 1
+    # Nothing is moved while the command runs, but what is bad is known.
+    assert f"{ROOT}/8" in world.disk
+    assert world.quarantine == {}
+
+
+def test_a_rank_that_cannot_load_has_the_job_restarted():
+    world = poisoned(hosts=2, can_load=False)
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+    assert [*world.quarantine] == [f"{ROOT}/8"]
+    (decision,) = world.decisions
+    assert (decision.outcome, decision.in_process) == (Outcome.PERFORMED, False)
+    assert "disk on fire" in next(entry.text for entry in world.entries if entry.what == "not loaded")
+
+
+def test_ranks_that_do_not_answer_are_restarted():
+    world = poisoned(hosts=2, can_load=True)
+    world.look_after()
+    assert world.dossier.recovery is not None
+    assert world.dossier.recovery.phase is Phase.LOADING
+    world.wait(LAUNCHERS_SECONDS + 1)
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
+    assert not world.decisions[0].in_process
+
+
+def test_a_job_that_went_back_in_process_is_restarted_the_next_time_if_it_must_be():
+    world = poisoned(hosts=2, can_load=True)
+    world.settle()
+    world.train(3)
+    world.can_load = False
+    world.train(1, bad_rank=0)
+    world.settle()
+    assert world.resumed[-1] == (2, f"{ROOT}/5")
+    assert [host.generation for host in world.hosts] == [2, 2]
+    # Marked while the command ran, and moved now.
+    assert [*world.quarantine] == [f"{ROOT}/8"]
+
+
+def test_a_crash_after_a_load_in_process_is_a_crash():
+    world = poisoned(can_load=True)
+    world.settle()
+    world.train(1)
+    world.crash()
+    world.settle()
+    assert world.hosts[0].ended_with == 1

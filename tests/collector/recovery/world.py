@@ -66,6 +66,7 @@ class World:
     Attributes:
         resumed: every (generation, path) that a host started from.
         saves_when_told: a SIGTERM handler saves what it has.
+        can_load: every rank loads in process; None when the script has not said how.
     """
 
     policy: InForce
@@ -84,6 +85,7 @@ class World:
     resumed: list[tuple[int, str | None]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     saves_when_told: bool = False
+    can_load: bool | None = None
     twice: bool = False
     _bad_rounds: list[int] = field(default_factory=list)
     _rank_said: dict[str, int] = field(default_factory=dict)
@@ -164,6 +166,8 @@ class World:
             self._start(host, order)
         elif order.verb is Verb.STOP and host.command == "running" and host.generation == order.generation:
             self._stop(host, order.id, None)
+        elif order.verb is Verb.LOAD and host.command == "running":
+            return order if self._load(order) else None
         elif order.verb is Verb.HALT:
             self._end(host, 93)
         elif order.verb is Verb.RELEASE and host.command == "stopped" and host.exit_code is not None:
@@ -227,6 +231,20 @@ class World:
 
     # ---------------------------------------------------------------- ranks
 
+    def _load(self, order: Order) -> bool:
+        """All ranks load, or one of them cannot."""
+        if self.training is None or self.training >= order.generation or self.can_load is None:
+            return False
+        assert order.resume is not None
+        for index in range(len(self.hosts)):
+            error = "" if self.can_load else ("disk on fire" if index == 0 else "another rank could not load")
+            self._rank_says(index, obs.Loaded(order.id, order.resume.path, order.resume.step, error))
+        if self.can_load:
+            self._end_ranks()
+            self.resumed.append((order.generation, order.resume.path))
+            self._train(order)
+        return True
+
     def _train(self, order: Order) -> None:
         self._trainings += 1
         self.training = order.generation
@@ -245,6 +263,8 @@ class World:
                 node=host.name,
             )
             self.tell(batch(self._rank(index), 0, said, at=self.now))
+            if self.can_load is not None:
+                self._rank_says(index, obs.CanLoad())
 
     def train(self, steps: int, *, bad_rank: int | None = None) -> None:
         """So many steps; the first of them is bad on a rank."""

@@ -121,6 +121,7 @@ class Decision:
         quarantine: paths of the checkpoints that are to be kept from being resumed from.
         exclude_node: a node that the job is to go on without.
         at: in seconds since the epoch.
+        in_process: the ranks went back themselves, without a restart.
         concluded: why it has its outcome, once it is no longer pending.
     """
 
@@ -142,6 +143,7 @@ class Decision:
     quarantine: tuple[str, ...] = ()
     skip_batches: int = 0
     exclude_node: str | None = None
+    in_process: bool = False
     concluded: str | None = None
 
 

@@ -34,6 +34,7 @@ def as_document(decision: Decision) -> dict[str, Any]:
         "quarantine": list(decision.quarantine),
         "skip_batches": decision.skip_batches,
         "exclude_node": decision.exclude_node,
+        "in_process": decision.in_process,
         "concluded": decision.concluded,
         "evidence": {
             "facts": evidence["facts"],

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gradwatch.collector.model import AttemptId, Changes, RankState, State
 from gradwatch.collector.observations import GuardOff, NonFinite, Skipped
 from gradwatch.collector.policy.decision import Decision
-from gradwatch.collector.recovery.model import Halt, Recovery, Root, Save
+from gradwatch.collector.recovery.model import Halt, Loaders, Recovery, Root, Save
 
 # Older runs of bad steps and older attempts are forgotten: nothing asks for them.
 _RUNS = 16
@@ -94,6 +94,7 @@ class Dossier:
         roots: sidecars that can look after the checkpoints.
         recovery: the rollback that is being performed.
         halt: set when the job is stopped for good.
+        loaders: of the newest attempt that can load in process.
     """
 
     job: str
@@ -104,6 +105,7 @@ class Dossier:
     roots: tuple[Root, ...] = ()
     recovery: Recovery | None = None
     halt: Halt | None = None
+    loaders: Loaders | None = None
 
 
 def with_decision(dossier: Dossier, decision: Decision) -> Dossier:

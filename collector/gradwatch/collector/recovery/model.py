@@ -7,6 +7,8 @@ JSON codec from them.
 import enum
 from dataclasses import dataclass
 
+from gradwatch.collector.model import AttemptId
+
 
 class Phase(str, enum.Enum):
     """How far a rollback has come."""
@@ -14,6 +16,7 @@ class Phase(str, enum.Enum):
     STOPPING = "stopping"
     SCANNING = "scanning"
     QUARANTINING = "quarantining"
+    LOADING = "loading"  # in process: nothing is stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class Recovery:
         waiting_since: when the first of them had, and then when all had, in seconds since the epoch.
         scanned: the sidecar has looked at everything since.
         set_aside: the sidecar has moved what was to be moved.
-        error: what a task failed of.
+        error: what a task, or a rank that loads, failed of.
+        in_process: the ranks load the checkpoint themselves; when that fails, they are stopped.
+        loaded: ranks that have.
     """
 
     decision: str
@@ -38,6 +43,16 @@ class Recovery:
     scanned: bool = False
     set_aside: bool = False
     error: str | None = None
+    in_process: bool = False
+    loaded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """The ranks of an attempt that can load a checkpoint in process."""
+
+    attempt: AttemptId
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

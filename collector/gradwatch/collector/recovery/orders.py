@@ -6,7 +6,7 @@ It says how things should be, so the same again changes nothing.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.model import CommandState, Status
@@ -17,9 +17,10 @@ from gradwatch.collector.policy.model import Action
 from gradwatch.collector.recovery.model import Phase
 
 if TYPE_CHECKING:
-    from gradwatch.collector.model import JobState, State
+    from gradwatch.collector.model import JobState, Launch, State
     from gradwatch.collector.policy.decision import Decision, Target
     from gradwatch.collector.policy.dossier import Dossier
+    from gradwatch.collector.recovery.model import Recovery
 
 
 class Verb(str, enum.Enum):
@@ -27,6 +28,7 @@ class Verb(str, enum.Enum):
 
     START = "start"
     STOP = "stop"
+    LOAD = "load"
     HALT = "halt"
     RELEASE = "release"
 
@@ -72,11 +74,13 @@ def order_for(state: State, dossier: Dossier, launch_id: str) -> Order | None:
     if dossier.halt is not None and dossier.halt.run == job.run:
         halt = dossier.halt
         return Order(halt.decision, job.name, launch_id, launch.generation, Verb.HALT, halt.why)
-    recovery = dossier.recovery
-    if recovery is not None:
-        why = next((one.reason for one in dossier.decisions if one.id == recovery.decision), "")
-        return Order(recovery.decision, job.name, launch_id, recovery.generation, Verb.STOP, why)
+    if dossier.recovery is not None:
+        return _recovering(dossier, dossier.recovery, job, launch)
     behind = launch.command is CommandState.STOPPED and job.generation > launch.generation
+    if behind and not launch.stopped_for:
+        # It ended by itself after its ranks had gone back without a restart.
+        last = _last_rollback(dossier)
+        behind = last is not None and not last.in_process
     if launch.command is CommandState.WAITING or behind:
         return _start(dossier, job, launch_id)
     crashed = launch.command is CommandState.STOPPED and not launch.stopped_for
@@ -91,7 +95,7 @@ def task_for(state: State, dossier: Dossier, launch_id: str) -> Task | None:
     if scanner(state, dossier) != launch_id:
         return None
     recovery = dossier.recovery
-    if recovery is None or recovery.phase is Phase.STOPPING:
+    if recovery is None or recovery.phase in {Phase.STOPPING, Phase.LOADING}:
         return Task("", job.name, TaskKind.WATCH)
     if recovery.phase is Phase.SCANNING:
         return Task(recovery.decision, job.name, TaskKind.SCAN)
@@ -112,31 +116,48 @@ def scanner(state: State, dossier: Dossier) -> str | None:
     return able[0].launch if able else None
 
 
-def _start(dossier: Dossier, job: JobState, launch_id: str) -> Order:
-    last = _last_rollback(dossier, job)
-    pin = newest_good(dossier.checkpoints)
+def _recovering(dossier: Dossier, recovery: Recovery, job: JobState, launch: Launch) -> Order | None:
+    decision = next(one for one in dossier.decisions if one.id == recovery.decision)
+    if not recovery.in_process:
+        # A launcher knows the generation that it has started; ranks may have gone on to another since.
+        return Order(decision.id, job.name, launch.id, launch.generation, Verb.STOP, decision.reason)
+    if recovery.phase is not Phase.LOADING:
+        return None
+    generation = recovery.generation + 1
     return Order(
-        id="" if last is None else last.id,
-        job=job.name,
-        launch=launch_id,
-        generation=job.generation,
-        verb=Verb.START,
-        reason="" if last is None else last.reason,
-        resume=pin,
-        skip_batches=0 if last is None else last.skip_batches,
-        exclude_node=None if last is None else last.exclude_node,
+        decision.id,
+        job.name,
+        launch.id,
+        generation,
+        Verb.LOAD,
+        decision.reason,
+        decision.checkpoint,
+        decision.skip_batches,
     )
 
 
-def _last_rollback(dossier: Dossier, job: JobState) -> Decision | None:
-    """The rollback that began the present generation."""
+def _start(dossier: Dossier, job: JobState, launch_id: str) -> Order:
+    pin = newest_good(dossier.checkpoints)
+    order = Order("", job.name, launch_id, job.generation, Verb.START, "", pin)
+    last = _last_rollback(dossier)
+    if last is None or last.checkpoint != pin:
+        return order
+    return replace(
+        order,
+        id=last.id,
+        reason=last.reason,
+        skip_batches=last.skip_batches,
+        exclude_node=last.exclude_node,
+    )
+
+
+def _last_rollback(dossier: Dossier) -> Decision | None:
+    """The newest that was performed."""
     return next(
         (
             one
             for one in reversed(dossier.decisions)
-            if one.action is Action.ROLLBACK
-            and one.outcome is Outcome.PERFORMED
-            and one.generation == job.generation - 1
+            if one.action is Action.ROLLBACK and one.outcome is Outcome.PERFORMED
         ),
         None,
     )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradwatch.collector.model import CommandState
-from gradwatch.collector.observations import TaskDone, TaskKind
 from gradwatch.collector.policy.checkpoints import choose, newer_than
 from gradwatch.collector.policy.decision import Outcome, conclude
 from gradwatch.collector.policy.dossier import with_decision
@@ -22,7 +21,7 @@ from gradwatch.collector.recovery.model import Entry, Halt, Phase, Recovery
 from gradwatch.collector.recovery.orders import scanner
 
 if TYPE_CHECKING:
-    from gradwatch.collector.model import Event, JobState, Launch, State
+    from gradwatch.collector.model import JobState, Launch, State
     from gradwatch.collector.policy.decision import Decision
     from gradwatch.collector.policy.dossier import Dossier
     from gradwatch.collector.policy.model import Policy
@@ -43,19 +42,6 @@ class Step(NamedTuple):
     dossier: Dossier
     generation: int
     entries: tuple[Entry, ...] = ()
-
-
-def note(dossier: Dossier, event: Event) -> Dossier:
-    """The dossier with what a sidecar says of its task."""
-    body, recovery = event.body, dossier.recovery
-    if not isinstance(body, TaskDone) or recovery is None or body.id != recovery.decision:
-        return dossier
-    error = body.error or None
-    if body.kind is TaskKind.SCAN and recovery.phase is Phase.SCANNING:
-        return replace(dossier, recovery=replace(recovery, scanned=True, error=error))
-    if body.kind is TaskKind.QUARANTINE and recovery.phase is Phase.QUARANTINING:
-        return replace(dossier, recovery=replace(recovery, set_aside=True, error=error))
-    return dossier
 
 
 def step(state: State, dossier: Dossier, policy: Policy | None, now: float) -> Step | None:
@@ -92,12 +78,29 @@ class _Performing(NamedTuple):
         refused = refusal_to_perform(self.state, self.dossier, decision) or self._no_launcher()
         if refused is not None:
             return self._concluded(decision, Outcome.REFUSED, refused)
+        if self._all_can_load():
+            recovery = Recovery(
+                decision.id, decision.generation, (), Phase.SCANNING, self.now, in_process=True
+            )
+            entry = self._entry("looking", decision, "looking at the checkpoints; the command runs on")
+            return self._moved(recovery, entry)
+        return self._stop(decision)
+
+    def _stop(self, decision: Decision, *why: Entry) -> Step:
         hosts = self._hosts(decision.generation)
         recovery = Recovery(decision.id, decision.generation, hosts)
         entry = self._entry(
             "stopping", decision, f"stopping generation {decision.generation} on {_and(hosts)}"
         )
-        return Step(replace(self.dossier, recovery=recovery), self.job.generation, (entry,))
+        return self._moved(recovery, *why, entry)
+
+    def _all_can_load(self) -> bool:
+        """Whether all ranks that train have said that they can, and nothing is stopped."""
+        loaders, current = self.dossier.loaders, self.job.current
+        if loaders is None or current is None or loaders.attempt != current:
+            return False
+        runs = all(launch.command is CommandState.RUNNING for launch in self._living())
+        return runs and len(loaders.ranks) == self.state.attempts[current].world_size
 
     def _halt(self, decision: Decision) -> Step | None:
         """Order it, and see it through until every launcher has ended."""
@@ -136,9 +139,33 @@ class _Performing(NamedTuple):
         decision = next(one for one in self.dossier.decisions if one.id == recovery.decision)
         if recovery.phase is Phase.STOPPING:
             return self._await_launchers(recovery, decision)
+        if recovery.in_process and not all(one.command is CommandState.RUNNING for one in self._living()):
+            return self._fall_back(decision, "a command has ended meanwhile")
         if recovery.phase is Phase.SCANNING:
             return self._await_scan(recovery, decision)
+        if recovery.phase is Phase.LOADING:
+            return self._await_loads(recovery, decision)
         return self._await_quarantine(recovery, decision)
+
+    def _fall_back(self, decision: Decision, why: str) -> Step:
+        entry = self._entry("not loaded", decision, f"{why}: the job is restarted instead")
+        return self._stop(decision, entry)
+
+    def _await_loads(self, recovery: Recovery, decision: Decision) -> Step | None:
+        if recovery.error is not None:
+            return self._fall_back(decision, recovery.error)
+        loaders = self.dossier.loaders
+        if loaders is not None and set(recovery.loaded) >= set(range(self._world_size(recovery))):
+            return self._restart(replace(decision, in_process=True), decision.generation + 1)
+        if recovery.waiting_since is not None and self.now - recovery.waiting_since >= LAUNCHERS_SECONDS:
+            why = f"not every rank has loaded the checkpoint within {duration(LAUNCHERS_SECONDS)}"
+            return self._fall_back(decision, why)
+        return None
+
+    def _world_size(self, recovery: Recovery) -> int:
+        """Of the generation that goes back."""
+        attempts = (self.state.attempts[id_] for id_ in reversed(self.job.attempts))
+        return next(one.world_size for one in attempts if one.id.generation == recovery.generation)
 
     def _await_launchers(self, recovery: Recovery, decision: Decision) -> Step | None:
         ready = {launch.node for launch in self._living() if launch.obeys and _is_still(launch)}
@@ -170,12 +197,15 @@ class _Performing(NamedTuple):
         known = self.dossier.checkpoints
         choice = choose(known, self._older_than(decision), margin)
         if choice.target is None:
-            why = f"now that the command is stopped, there is no good checkpoint: {choice.why_none}"
+            why = f"looked at again, there is no good checkpoint: {choice.why_none}"
             return self._failed(decision, why)
         newer = newer_than(known, choice.target)
+        if mode is Quarantine.MOVE and not recovery.in_process:
+            # What was only marked while the command ran is moved now.
+            newer += tuple(one.path for one in known if one.quarantined and not one.gone)
         reason = decision.reason
         if decision.checkpoint is not None and choice.target != decision.checkpoint:
-            reason += f"; once the command was stopped, {decision.checkpoint.path} was not the one any more"
+            reason += f"; looked at again, {decision.checkpoint.path} was not the one any more"
         decision = replace(
             decision,
             checkpoint=choice.target,
@@ -184,6 +214,12 @@ class _Performing(NamedTuple):
             reason=reason,
         )
         dossier = with_decision(self.dossier, decision)
+        if recovery.in_process:
+            # Nothing is moved while the command runs.
+            dossier = ledger.set_aside(dossier, newer, moved=False)
+            moved = replace(recovery, phase=Phase.LOADING, waiting_since=self.now)
+            entry = self._entry("loading", decision, f"all ranks load {choice.target.path}")
+            return self._replaced(dossier)._moved(moved, entry)
         if mode is Quarantine.LEDGER or not newer:
             dossier = ledger.set_aside(dossier, newer, moved=False)
             return self._replaced(dossier)._restart(decision)
@@ -199,8 +235,9 @@ class _Performing(NamedTuple):
         dossier = ledger.set_aside(self.dossier, decision.quarantine, moved=True)
         return self._replaced(dossier)._restart(decision)
 
-    def _restart(self, decision: Decision) -> Step:
-        generation = max(self.job.generation, decision.generation) + 1
+    def _restart(self, decision: Decision, generation: int | None = None) -> Step:
+        """The job goes on, in the next generation unless told which."""
+        generation = self.job.generation + 1 if generation is None else generation
         target = decision.checkpoint
         where = "" if target is None else f", from {target.path} of step {target.step}"
         why = f"generation {generation} starts{where}"

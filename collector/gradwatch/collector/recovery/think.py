@@ -16,6 +16,7 @@ from gradwatch.collector.policy.dossier import Dossier, observe, with_decision
 from gradwatch.collector.policy.engine import decide, due
 from gradwatch.collector.recovery import ledger, perform
 from gradwatch.collector.recovery.model import Entry
+from gradwatch.collector.recovery.notes import note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -122,7 +123,7 @@ class _Mind:
         dossier = observe(self.dossier, self.state, changes)
         for event in changes.events:
             if event.job == dossier.job:
-                dossier = perform.note(ledger.see(dossier, event), event)
+                dossier = note(ledger.see(dossier, event), event)
         self.dossier = dossier
         now_pinned = newest_good(dossier.checkpoints)
         if now_pinned == pin:
