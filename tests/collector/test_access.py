@@ -141,7 +141,10 @@ def test_http_wants_the_token_and_probes_do_not(tmp_path):
                 # As a browser does, and Prometheus can.
                 assert (await client.get(path, auth=("anybody", TOKEN))).status_code == 200
                 assert (await client.get(path, auth=(TOKEN, "not-the-token"))).status_code == 401
-            assert (await client.post("/api/v1/jobs", headers={})).status_code == 401
+            # What another site could make a browser send is not taken for an order.
+            assert (await client.post("/api/v1/jobs", auth=("anybody", TOKEN))).status_code == 401
+            assert (await client.post("/api/v1/jobs", headers=BEARER)).status_code == 405
+            assert (await client.post("/api/v1/jobs")).status_code == 401
 
     run(scenario())
 
@@ -164,7 +167,7 @@ def test_http_wants_the_token_and_probes_do_not(tmp_path):
     ],
 )
 def test_what_counts_as_the_token(authorization, let_in):
-    assert (why_refused(authorization, TOKEN) is None) == let_in
+    assert (why_refused(authorization, TOKEN, basic=True) is None) == let_in
 
 
 def test_the_token_is_in_no_repr_and_not_in_the_state_folder(tmp_path):

@@ -26,6 +26,7 @@ OPEN_PATHS = frozenset({"/-/healthy", "/-/ready"})
 _OPEN_METHODS = "/grpc.health.v1.Health/"
 _HELP = "give --token-file (GRADWATCH_TOKEN_FILE) with the token that the collector was given"
 _MISSING = f"this collector wants a token, and none was shown: {_HELP}"
+_BEARER_ONLY = "only questions are taken with Basic: send `Authorization: Bearer TOKEN`"
 _WRONG = f"this collector wants another token than the one that was shown: {_HELP}"
 
 
@@ -109,12 +110,14 @@ class Certificates:
         )
 
 
-def why_refused(authorization: str | None, token: str) -> str | None:
+def why_refused(authorization: str | None, token: str, *, basic: bool = False) -> str | None:
     """Judge what a client shows, in a time that tells nothing of the token.
 
     Args:
         authorization: the header of that name: `Bearer TOKEN`, or `Basic` with the token as password.
         token: the one that is wanted.
+        basic: whether `Basic` will do. A browser that has it once sends it with whatever another site makes it
+            ask for, so it will not do for what changes anything.
 
     Returns:
         What to tell the client; None when it is let in.
@@ -123,6 +126,8 @@ def why_refused(authorization: str | None, token: str) -> str | None:
         return _MISSING
     scheme, _, shown = authorization.partition(" ")
     if scheme.lower() == "basic":
+        if not basic:
+            return _BEARER_ONLY
         try:
             shown = base64.b64decode(shown, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):
@@ -148,7 +153,11 @@ class TokenGate:
         """Pass a request on, or answer 401."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             shown = next((value for name, value in scope["headers"] if name == b"authorization"), None)
-            refused = why_refused(None if shown is None else shown.decode("latin-1"), self._token)
+            refused = why_refused(
+                None if shown is None else shown.decode("latin-1"),
+                self._token,
+                basic=scope["method"] in {"GET", "HEAD"},
+            )
             if refused is not None:
                 await _answer_401(refused, send)
                 return
