@@ -116,8 +116,8 @@ def why_refused(authorization: str | None, token: str, *, basic: bool = False) -
     Args:
         authorization: the header of that name: `Bearer TOKEN`, or `Basic` with the token as password.
         token: the one that is wanted.
-        basic: whether `Basic` will do. A browser that has it once sends it with whatever another site makes it
-            ask for, so it will not do for what changes anything.
+        basic: whether `Basic` will do. A browser that has it once sends it with whatever another site makes
+            it ask for, so it will not do for what changes anything.
 
     Returns:
         What to tell the client; None when it is let in.
