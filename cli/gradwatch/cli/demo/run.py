@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from gradwatch.cli import policy_files
 from gradwatch.cli.demo import shards
 from gradwatch.cli.errors import CliError
 from gradwatch.cli.launcher import collector_state
 from gradwatch.cli.launcher.environment import for_child
+from gradwatch.collector.policy.model import Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +31,11 @@ _JOB = "demo"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _STEP = re.compile(r"step (\d+) loss (\S+)")
+_FINITE = "trained: weights finite"
+_CHECKPOINTS = "checkpoints"
 _SHOWN_METRICS = re.compile(
-    r"gradwatch_(incidents_total|incident_first_rank|nonfinite_events_total|rank_nonfinite_events_total|job_ranks)\b"
+    r"gradwatch_(incidents_total|incident_first_rank|nonfinite_events_total|rank_nonfinite_events_total|job_ranks"
+    r"|decisions_total|rollbacks_total|last_good_checkpoint_step)\b"
 )
 
 
@@ -43,6 +48,9 @@ class Display(Protocol):
     def line(self, text: str) -> None:
         """The launcher, or torchrun, has said something."""
 
+    def ended(self) -> None:
+        """The training is over."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -51,6 +59,8 @@ class Outcome:
     Attributes:
         report: as `--report` writes it.
         metrics: lines of /metrics, as scraped.
+        finite: whether the weights were, in the end.
+        healed: whether a policy was to see to that.
     """
 
     planted: shards.Planted
@@ -58,11 +68,19 @@ class Outcome:
     report: dict[str, Any]
     metrics_url: str
     metrics: list[str]
+    finite: bool = False
+    healed: bool = False
 
     @property
     def correct(self) -> bool:
-        """Whether the verdict names what was planted, and nothing else."""
-        if self.incident is None or len(self.report["incidents"]) != 1:
+        """Whether the verdict is right, and the policy did what it is for."""
+        return self.named_right and (self.finite or not self.healed)
+
+    @property
+    def named_right(self) -> bool:
+        """Whether the first verdict names what was planted, and nothing else."""
+        only = self.planted.again_rank is None
+        if self.incident is None or (only and len(self.report["incidents"]) != 1):
             return False
         first = self.incident["first"] or {}
         named = (first.get("rank"), first.get("step"), first.get("parameter"))
@@ -74,26 +92,37 @@ class Outcome:
         )
 
 
-def run_demo(seed: int, display: Display) -> Outcome:
+def run_demo(seed: int, display: Display, fault: shards.Fault, policy: Path | None) -> Outcome:
     """Plant a fault, train, and read the verdict.
+
+    Args:
+        seed: where the fault lies.
+        display: shows how it goes.
+        fault: what is broken.
+        policy: file of the policy to train under; None for none.
 
     Raises:
         CliError: there is no torch here, or the run itself failed.
+        UsageError: the policy is of no use.
     """
     if importlib.util.find_spec("torch") is None:
         raise CliError("the demo trains with torch, which is not installed: pip install 'gradwatch[torch]'")
-    planted = shards.plant(seed)
+    planted = shards.plant(seed, fault)
+    enforced = policy is not None and policy_files.check(policy).mode is Mode.ENFORCE
     with tempfile.TemporaryDirectory(prefix="gradwatch-demo-") as name:
         folder = Path(name)
         shards.write(folder, planted, seed)
         with _collector(folder) as url:
             watched = _Scraping(display, url)
-            report = _train(folder, watched)
+            report, finite = _train(folder, watched, policy)
+            display.ended()
             # While the incident is open if it could be had, since then a gauge names the rank.
             scraped = watched.at_verdict or _scrape(url)
             metrics = [line for line in scraped.splitlines() if _is_shown(line)]
     incidents = report["incidents"]
-    return Outcome(planted, incidents[0] if incidents else None, report, f"{url}/metrics", metrics)
+    return Outcome(
+        planted, incidents[0] if incidents else None, report, f"{url}/metrics", metrics, finite, enforced
+    )
 
 
 class _Scraping:
@@ -106,6 +135,9 @@ class _Scraping:
 
     def step(self, step: int, loss: str) -> None:
         self._display.step(step, loss)
+
+    def ended(self) -> None:
+        self._display.ended()
 
     def line(self, text: str) -> None:
         self._display.line(text)
@@ -148,13 +180,19 @@ def _collector(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-def _train(folder: Path, display: Display) -> dict[str, Any]:
+def _train(folder: Path, display: Display, policy: Path | None) -> tuple[dict[str, Any], bool]:
+    """Train; the report, and whether the weights are finite in the end."""
     report = folder / "report.json"
     script = Path(__file__).with_name("train.py")
     command = [sys.executable, "-m", "gradwatch.cli", "run", "--job", _JOB]
-    command += ["--state-dir", str(folder), "--report", str(report), "--"]
+    command += ["--state-dir", str(folder), "--report", str(report)]
+    if policy is not None:
+        command += ["--policy", str(_here(policy, folder))]
+    command += ["--"]
     command += [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(shards.RANKS), str(script), str(folder)]
+    if policy is not None:
+        command += ["--checkpoints", str(folder / _CHECKPOINTS), "--resume", "{resume}"]
     env = {**for_child(os.environ), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
@@ -166,7 +204,7 @@ def _train(folder: Path, display: Display) -> dict[str, Any]:
         env=env,
     )
     try:
-        said = _follow(process, display)
+        said, finite = _follow(process, display)
     except BaseException:
         process.terminate()
         process.wait()
@@ -174,12 +212,25 @@ def _train(folder: Path, display: Display) -> dict[str, Any]:
     if process.wait() != 0 or not report.exists():
         raise CliError(f"the training ended with exit code {process.returncode}:\n" + "\n".join(said))
     document: dict[str, Any] = json.loads(report.read_bytes())
-    return document
+    return document, finite
 
 
-def _follow(process: subprocess.Popen[str], display: Display) -> list[str]:
-    """Show what the run prints; returns the lines of stderr."""
+def _here(policy: Path, folder: Path) -> Path:
+    """The policy with the demo's own folder of checkpoints: nothing else is touched."""
+    import yaml  # type: ignore[import-untyped]
+
+    document = yaml.safe_load(policy.read_bytes())
+    if "checkpoints" in document:
+        document["checkpoints"]["root"] = str(folder / _CHECKPOINTS)
+    copy = folder / "policy.yaml"
+    copy.write_text(yaml.safe_dump(document, sort_keys=False))
+    return copy
+
+
+def _follow(process: subprocess.Popen[str], display: Display) -> tuple[list[str], bool]:
+    """Show what the run prints; the lines of stderr, and whether the weights are finite in the end."""
     said: list[str] = []
+    finite = False
 
     def listen(stream: IO[str]) -> None:
         for line in stream:
@@ -196,8 +247,10 @@ def _follow(process: subprocess.Popen[str], display: Display) -> list[str]:
             match = _STEP.match(line)
             if match is not None:
                 display.step(int(match[1]), match[2])
+            elif line.startswith("trained: "):
+                finite = line.strip() == _FINITE
         listener.join()
-    return said
+    return said, finite
 
 
 def _scrape(url: str) -> str:

@@ -25,11 +25,18 @@ class Quiet:
     def line(self, text: str) -> None:
         """As `run.Display`."""
 
+    def ended(self) -> None:
+        """As `run.Display`."""
+
 
 class Progress:
-    """A bar of training steps, with the launcher's lines above it."""
+    """A bar of training steps, with the launcher's lines above it.
 
-    def __init__(self) -> None:
+    Args:
+        fault: what is broken.
+    """
+
+    def __init__(self, fault: shards.Fault) -> None:
         from rich import progress
 
         self._bar = progress.Progress(
@@ -40,9 +47,9 @@ class Progress:
         )
         self._task: TaskID | None = None
         self._interactive = self._bar.console.is_terminal
-        typer.echo(f"Training a small GPT on {shards.RANKS} ranks; one bit of one rank's data is flipped.")
+        typer.echo(f"Training a small GPT on {shards.RANKS} ranks; {fault.says}.")
         if self._interactive:
-            self._task = self._bar.add_task("starting torchrun", total=shards.STEPS)
+            self._task = self._bar.add_task("starting torchrun", total=shards.plant(0, fault).steps)
             self._bar.start()
 
     def step(self, step: int, loss: str) -> None:
@@ -52,7 +59,10 @@ class Progress:
             typer.echo(text)
             return
         self._bar.update(self._task, completed=step + 1, description=text)
-        if step + 1 == shards.STEPS:
+
+    def ended(self) -> None:
+        """As `run.Display`."""
+        if self._task is not None:
             self._bar.stop()
 
     def line(self, text: str) -> None:
@@ -66,6 +76,7 @@ def print_outcome(outcome: Outcome, *, json: bool) -> None:
         output.print_json(
             {
                 "correct": outcome.correct,
+                "finite": outcome.finite,
                 "planted": dataclasses.asdict(outcome.planted),
                 "incident": outcome.incident,
                 "metrics_url": outcome.metrics_url,
@@ -79,7 +90,14 @@ def print_outcome(outcome: Outcome, *, json: bool) -> None:
     _print_verdict(outcome)
     typer.echo("")
     typer.echo(f"Planted: rank {planted.rank}, step {planted.step}, parameter {planted.parameter}.")
-    typer.echo("The verdict is right." if outcome.correct else "THE VERDICT IS NOT WHAT WAS PLANTED.")
+    typer.echo("The verdict is right." if outcome.named_right else "THE VERDICT IS NOT WHAT WAS PLANTED.")
+    if outcome.report["decisions"]:
+        typer.echo("")
+        typer.echo("Decided:")
+    for decision in outcome.report["decisions"]:
+        came_of_it = f" ({decision['concluded']})" if decision["concluded"] else ""
+        typer.echo(f"  {decision['action']}, {decision['outcome']}: {decision['reason']}{came_of_it}")
+    typer.echo(f"The weights are {'finite' if outcome.finite else 'NOT FINITE'} in the end.")
     typer.echo("")
     typer.echo(f"Scraped from {outcome.metrics_url}, while the demo's collector ran:")
     for line in outcome.metrics:

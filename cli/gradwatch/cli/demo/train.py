@@ -1,14 +1,16 @@
 """Train a small character-level GPT with DistributedDataParallel, from one data shard per rank.
 
-A plain training script: it does not know that anyone watches it.
+A plain training script: it does not know that anyone watches it. It saves a checkpoint every
+ten steps, and goes on from one when told to.
 
-    torchrun --nproc-per-node 4 train.py DATA
+    torchrun --nproc-per-node 4 train.py DATA [--checkpoints FOLDER] [--resume FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ CHARACTERS = 128
 WIDTH = 64
 HEADS = 4
 LAYERS = 2
+SAVE_EVERY = 10
 
 
 class Block(nn.Module):
@@ -87,25 +90,79 @@ def read_batches(path: Path) -> tuple[int, Iterator[tuple[Tensor, Tensor]]]:
     return length, batches()
 
 
+class Training:
+    """A model on its way through the data.
+
+    Args:
+        length: characters in a sample.
+        folder: where checkpoints go; None for none.
+    """
+
+    def __init__(self, length: int, folder: Path | None) -> None:
+        self.network = CharGPT(length)
+        self.model = DistributedDataParallel(self.network)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        self.step = 0
+        self.batches_read = 0
+        self._folder = folder
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        saved = torch.load(path, weights_only=True)
+        self.network.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.batches_read = saved["step"], saved["batches_read"]
+
+    def save(self) -> None:
+        """Write a checkpoint, from rank 0."""
+        if self._folder is None or dist.get_rank() != 0:
+            return
+        self._folder.mkdir(exist_ok=True)
+        saved = {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "batches_read": self.batches_read,
+        }
+        torch.save(saved, self._folder / f"step-{self.step:04d}.pt")
+
+    def learn(self, characters: Tensor, weights: Tensor) -> float:
+        """One step on a batch: characters (batch, length + 1), weights (batch,); returns the loss."""
+        logits = self.model(characters[:, :-1], weights)
+        loss = functional.cross_entropy(logits.flatten(0, 1), characters[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        self.batches_read += 1
+        return float(loss.item())
+
+
 def main() -> None:
     """Train through the shard once."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
-    data = parser.parse_args().data
+    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--resume", type=Path)
+    given = parser.parse_args()
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
-    length, batches = read_batches(data / f"shard-{rank}.bin")
-    model = DistributedDataParallel(CharGPT(length))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step, (characters, weights) in enumerate(batches):
-        logits = model(characters[:, :-1], weights)
-        loss = functional.cross_entropy(logits.flatten(0, 1), characters[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    length, batches = read_batches(given.data / f"shard-{rank}.bin")
+    training = Training(length, given.checkpoints)
+    if given.resume is not None:
+        training.resume(given.resume)
+        # A policy can ask to leave out the batches that did it.
+        training.batches_read += int(os.environ.get("GRADWATCH_SKIP_BATCHES", "0"))
+    for characters, weights in itertools.islice(batches, training.batches_read, None):
+        loss = training.learn(characters, weights)
         if rank == 0:
-            print(f"step {step} loss {loss.item():.3f}", flush=True)  # noqa: T201 - it is a training script
+            print(f"step {training.step - 1} loss {loss:.3f}", flush=True)  # noqa: T201 - it is a training script
+        if training.step % SAVE_EVERY == 0:
+            training.save()
+    finite = all(bool(parameter.isfinite().all()) for parameter in training.network.parameters())
+    if rank == 0:
+        print(f"trained: weights {'finite' if finite else 'NOT FINITE'}", flush=True)  # noqa: T201 - as above
     dist.destroy_process_group()
 
 
