@@ -265,6 +265,8 @@ def test_the_report_holds_the_contracts_fields():
         "world_size": 2,
         "incidents": [INCIDENT],
         "decisions": [],
+        "exclude_node": None,
+        "resume": None,
         "overhead": {},
         "warnings": ["w"],
     }

@@ -1,6 +1,7 @@
 """`gradwatch run`: run a command under watch."""
 
 import datetime as dt
+import enum
 import os
 import secrets
 import sys
@@ -11,6 +12,13 @@ import typer
 
 from gradwatch.cli import options, paths
 from gradwatch.cli.errors import UsageError
+
+
+class OnRollback(str, enum.Enum):
+    """What a rollback ends in."""
+
+    RESTART = "restart"
+    EXIT = "exit"
 
 
 def run(
@@ -42,6 +50,21 @@ def run(
             envvar="GRADWATCH_REPORT", metavar="FILE", help="Write a JSON report when the job ends."
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRADWATCH_POLICY",
+            metavar="FILE",
+            help="What is done when gradients go non-finite; see `gradwatch policy check`.",
+        ),
+    ] = None,
+    on_rollback: Annotated[
+        OnRollback,
+        typer.Option(
+            envvar="GRADWATCH_ON_ROLLBACK",
+            help="Start the command again after a rollback, or exit with 75 and leave that to a supervisor.",
+        ),
+    ] = OnRollback.RESTART,
     require_watch: Annotated[
         bool,
         typer.Option(
@@ -62,16 +85,19 @@ def run(
     """Run a command and watch its gradients, without a change to its code.
 
     The exit code is the command's own; 127 when it is not found, 126 when it cannot be
-    executed, 128+n when signal n ended it; 2 for wrong use.
+    executed, 128+n when signal n ended it; 2 for wrong use. With --policy: 93 when the policy
+    halts the job, which is then not to be started again; 75 when a rollback is due and whoever
+    started this is to start it again. In CMD, {resume} stands for the checkpoint to resume.
     """
     if sys.platform != "linux":
         raise UsageError(
             f"run needs Linux, and this is {sys.platform}: start a collector and a sidecar by hand"
         )
     from gradwatch.cli import access
-    from gradwatch.cli.launcher import environment
+    from gradwatch.cli.launcher import environment, policy_file
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.launch import launch
+    from gradwatch.cli.launcher.lifecycle import Rules
 
     source = context.get_parameter_source("job")
     if source is not None and source.name == "ENVIRONMENT" and environment.is_nested(os.environ):
@@ -90,6 +116,8 @@ def run(
                 collector=collector,
                 http=http,
                 access=access.of_client(ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file),
+                policy=None if policy is None else policy_file.read(policy),
+                rules=Rules(restarts=on_rollback is OnRollback.RESTART),
                 report=None if report is None else report.absolute(),
                 require_watch=require_watch,
                 drain_seconds=drain_timeout,

@@ -134,6 +134,10 @@ class Attendants:
             arguments += ["--tls-cert", access.cert, "--tls-key", access.key]
         if access.token_file is not None:
             arguments += ["--token-file", access.token_file]
+        checkpoints = None if self._config.policy is None else self._config.policy.checkpoints
+        if checkpoints is not None:
+            arguments += ["--checkpoints-root", checkpoints.root]
+            arguments += ["--checkpoints-layout", checkpoints.layout.value]
         return self._start(_SIDECAR_LOG, arguments)
 
     def _start_collector(self) -> int:

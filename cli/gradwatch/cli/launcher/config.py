@@ -6,9 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.sidecar.access import Access
+from gradwatch.cli.launcher.lifecycle import Rules
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gradwatch.cli.launcher.policy_file import RunPolicy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,8 @@ class RunConfig:
         collector: HOST:PORT of a collector to use; None for one of our own.
         http: HOST:PORT the own collector must listen on; None for the default or a free one.
         access: what the sidecar shows and trusts; its certificate and token are the own collector's too.
+        policy: the job's, read and checked; None for none.
+        rules: how the command is stopped and started; whether it obeys follows from the policy.
         report: where the report goes; None for nowhere.
         require_watch: a job that is not wholly watched is a failure.
         drain_seconds: how long to go on shipping after the command has ended.
@@ -34,7 +39,13 @@ class RunConfig:
     collector: str | None = None
     http: str | None = None
     access: Access = dataclasses.field(default_factory=Access)
+    policy: RunPolicy | None = None
+    rules: Rules = dataclasses.field(default_factory=Rules)
     report: Path | None = None
     require_watch: bool = False
     drain_seconds: float = 10.0
     quiet: bool = False
+
+    def rules_when(self, *, watched: bool) -> Rules:
+        """The rules that hold: nobody can give orders to a run that is not watched."""
+        return dataclasses.replace(self.rules, obeys=watched and self.policy is not None)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING
+
+from gradwatch.cli.launcher import resume
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from gradwatch.cli.launcher.policy_file import RunPolicy
+
 # Flags of this launcher: one that the command starts in turn must not take them for its own.
 _OURS = (
     "GRADWATCH_DRAIN_TIMEOUT",
     "GRADWATCH_HTTP",
+    "GRADWATCH_ON_ROLLBACK",
+    "GRADWATCH_POLICY",
     "GRADWATCH_QUIET",
     "GRADWATCH_REPORT",
     "GRADWATCH_REQUIRE_WATCH",
@@ -25,16 +32,20 @@ _OURS = (
     "GRADWATCH_TLS_KEY",
     "GRADWATCH_TOKEN_FILE",
 )
+_GUARD = "GRADWATCH_GUARD"
 _JOB_CHARACTERS = 128
 
 
-def for_command(environ: Mapping[str, str], *, spool: Path | None, job: str) -> dict[str, str]:
+def for_command(
+    environ: Mapping[str, str], *, spool: Path | None, job: str, policy: RunPolicy | None = None
+) -> dict[str, str]:
     """The command's environment.
 
     Args:
         environ: the launcher's own.
         spool: where the probe writes; None when the job runs unwatched.
         job: the job's name.
+        policy: the job's; its guard is told to the probe, and only our own orders say what to resume.
     """
     env = {name: value for name, value in environ.items() if name not in _OURS}
     nested = is_nested(environ)
@@ -46,6 +57,11 @@ def for_command(environ: Mapping[str, str], *, spool: Path | None, job: str) -> 
     env["GRADWATCH_JOB"] = job
     if nested or "GRADWATCH_GENERATION" not in env:
         env["GRADWATCH_GENERATION"] = "0"
+    if nested or policy is not None:
+        for name in (_GUARD, *resume.VARIABLES):
+            env.pop(name, None)
+    if policy is not None and policy.guard is not None:
+        env[_GUARD] = json.dumps(policy.guard)
     # torchrun's restarts read rendezvous keys of the attempt before (pytorch issue 135712).
     env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env

@@ -22,6 +22,9 @@ class JobView:
         incidents: of this run, as in the JSON API, oldest first.
         decisions: as in the JSON API.
         overhead: as in the JSON API.
+        policy_hash: of the policy that the collector goes by; None when it has none, or does not say.
+        policy_problems: why the newest text of the policy file is not in force.
+        threats: what threatens the way back, in sentences.
     """
 
     generations: int = 1
@@ -34,6 +37,9 @@ class JobView:
     incidents: tuple[dict[str, Any], ...] = ()
     decisions: tuple[dict[str, Any], ...] = ()
     overhead: dict[str, Any] = dataclasses.field(default_factory=dict)
+    policy_hash: str | None = None
+    policy_problems: tuple[str, ...] = ()
+    threats: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -46,6 +52,8 @@ def parse(data: bytes) -> JobView | None:
     try:
         document = json.loads(data)
         run = document["run"]
+        # A collector of an earlier version says nothing of policies.
+        policy = document.get("policy") or {}
         return JobView(
             generations=document["generation"] + 1,
             attempts=(document["attempt"] or 0) + 1,
@@ -58,6 +66,9 @@ def parse(data: bytes) -> JobView | None:
             incidents=tuple(incident for incident in document["incidents"] if incident["run"] == run),
             decisions=tuple(document["decisions"]),
             overhead=dict(document["overhead"]),
+            policy_hash=policy.get("hash"),
+            policy_problems=tuple(map(str, policy.get("problems") or ())),
+            threats=tuple(map(str, document.get("warnings") or ())),
         )
     except (ValueError, KeyError, TypeError):
         return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.cli.access import check_collector, is_loopback
 from gradwatch.cli.errors import UsageError
-from gradwatch.cli.launcher import collector_state
+from gradwatch.cli.launcher import collector_state, resume
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +28,12 @@ def check(config: RunConfig) -> None:
     """Refuse what cannot work.
 
     Raises:
-        UsageError: the report cannot be written, an address is none, a port is taken, or TLS or the token
-            that an address needs is missing.
+        UsageError: the report cannot be written, an address is none, a port is taken, TLS or the token
+            that an address needs is missing, or `{resume}` stands where it cannot.
     """
+    refused = resume.why_refused(config.command)
+    if refused is not None:
+        raise UsageError(refused)
     if config.report is not None:
         _check_report(config.report)
     if config.collector is not None:

@@ -9,28 +9,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import subprocess
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from gradwatch.cli.launcher.signals import Signals
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> bool:
     """Adopt orphaned descendants from now on; returns whether the kernel does that."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-    except (OSError, AttributeError):
-        return False
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 class Processes:
@@ -48,14 +45,24 @@ class Processes:
     def start_command(self, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Start the user's command: our standard streams, our process group, our terminal.
 
+        It gets SIGTERM when we are killed: without us nobody would end it before the job starts again.
+
         Raises:
             OSError: it cannot be started.
         """
+        us = os.getpid()
+
+        def prepare() -> None:
+            self._signals.restore_in_child()
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != us:
+                os._exit(128 + signal.SIGTERM)
+
         return self._keep(
             subprocess.Popen(
                 list(command),
                 env=dict(env),
-                preexec_fn=self._signals.restore_in_child,  # noqa: PLW1509 - no other thread runs here
+                preexec_fn=prepare,  # noqa: PLW1509 - no other thread runs here
             )
         )
 
@@ -98,6 +105,8 @@ class Processes:
         return self._ended.get(pid)
 
     def _keep(self, process: subprocess.Popen[bytes]) -> int:
+        # An earlier process may have had this pid.
+        self._ended.pop(process.pid, None)
         self._started[process.pid] = process
         return process.pid
 
@@ -131,6 +140,22 @@ def signal_all(processes: Collection[psutil.Process], number: signal.Signals) ->
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process.send_signal(number)
+
+
+def name_of(process: psutil.Process) -> str:
+    """Name and pid, for people."""
+    try:
+        return f"{process.name()} {process.pid}"
+    except psutil.Error:
+        return str(process.pid)
+
+
+def _prctl(option: int, value: int) -> bool:
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.prctl(option, value, 0, 0, 0) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 def _is_alive(process: psutil.Process) -> bool:

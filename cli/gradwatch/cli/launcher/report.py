@@ -24,6 +24,8 @@ class EndedBy(str, enum.Enum):
     NOT_FOUND = "not_found"
     NOT_EXECUTABLE = "not_executable"
     REQUIRE_WATCH = "require_watch"
+    ROLLBACK_DUE = "rollback_due"
+    HALTED = "halted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +37,41 @@ class Ending:
 
 
 def build(
-    job: str, ending: Ending, covered: Coverage, view: JobView | None, warnings: list[str]
+    job: str,
+    ending: Ending,
+    covered: Coverage,
+    view: JobView | None,
+    warnings: list[str],
+    *,
+    generation: int = 0,
+    exclude_node: str | None = None,
+    resume: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The report as a JSON document."""
+    """The report as a JSON document.
+
+    Args:
+        job: the job's name.
+        ending: how the run ended.
+        covered: how much was watched.
+        view: the job as the collector saw it; None when it never answered.
+        warnings: all that were said.
+        generation: in which the command ran last.
+        exclude_node: the host to leave out when the job is started again.
+        resume: what the command was last told to resume.
+    """
     incidents = [] if view is None else list(view.incidents)
     return {
         "job": job,
         "exit_code": ending.exit_code,
         "ended_by": ending.ended_by.value,
-        "generations": 1 if view is None else view.generations,
+        "generations": max(generation + 1, 1 if view is None else view.generations),
         "attempts": 1 if view is None else view.attempts,
         "ranks_watched": covered.watched,
         "world_size": covered.world_size,
         "incidents": incidents,
         "decisions": [] if view is None else list(view.decisions),
+        "exclude_node": exclude_node,
+        "resume": resume,
         "overhead": {} if view is None else view.overhead,
         "warnings": warnings,
     }

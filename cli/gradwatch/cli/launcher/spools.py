@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.sidecar import cleanup
+from gradwatch.cli.launcher import orders
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,17 +39,25 @@ class RunSpool:
         job: the job's name.
         generation: of the job.
         command: as the user gave it.
+        policy_hash: of the policy that the launcher obeys; None when it obeys none.
 
     Raises:
         SpoolUnusableError: it cannot be made, or not be written.
     """
 
     def __init__(
-        self, state_dir: Path, run_id: str, *, job: str, generation: int, command: tuple[str, ...]
+        self,
+        state_dir: Path,
+        run_id: str,
+        *,
+        job: str,
+        generation: int,
+        command: tuple[str, ...],
+        policy_hash: str | None = None,
     ) -> None:
         self.folder = state_dir / "spool" / run_id
         self._launch = spool.new_incarnation()
-        self._about = {"job": job, "generation": generation, "launch": self._launch}
+        self._about = {"job": job, "launch": self._launch}
         try:
             self.folder.mkdir(parents=True)
             # Held until we are gone: no other run's sidecar takes the folder on before.
@@ -57,7 +66,14 @@ class RunSpool:
         except OSError as error:
             cleanup.remove_spool(self.folder)
             raise SpoolUnusableError(f"cannot write {self.folder}: {error.strerror or error}") from error
-        started = {"node": platform.node() or "unknown", "pid": os.getpid(), "command": list(command)}
+        started: dict[str, Any] = {
+            "generation": generation,
+            "node": platform.node() or "unknown",
+            "pid": os.getpid(),
+            "command": list(command),
+        }
+        if policy_hash is not None:
+            started["policy_hash"] = policy_hash
         if not self._journal.append("launch_started", self._about | started):
             self._journal.close()
             cleanup.remove_spool(self.folder)
@@ -69,10 +85,44 @@ class RunSpool:
         """The random id of this `gradwatch run`."""
         return self._launch
 
-    def end(self, exit_code: int, ended_by: str) -> bool:
-        """Write down how the command ended; returns whether that is in the journal."""
+    def command_started(self, generation: int) -> None:
+        """Write down that the command runs."""
+        self._journal.append("command_started", self._about | {"generation": generation})
+
+    def command_stopped(self, generation: int, order: str, exit_code: int | None) -> None:
+        """Write down that nothing lives of what the command started, and that we wait for an order.
+
+        Args:
+            generation: in which it ran.
+            order: the id of the order that it was stopped for; "" if it ended by itself.
+            exit_code: when it ended by itself.
+        """
+        stopped: dict[str, Any] = {"generation": generation, "order": order}
+        if exit_code is not None:
+            stopped["exit_code"] = exit_code
+        self._journal.append("command_stopped", self._about | stopped)
+
+    def order(self) -> orders.Order | None:
+        """The newest order for this launch."""
+        try:
+            data = (self.folder / orders.ORDER).read_bytes()
+        except OSError:
+            return None
+        return orders.parse(data, job=self._about["job"], launch=self._launch)
+
+    def word_times(self) -> tuple[int, ...]:
+        """When the collector's newest words were written down here; only a change of it says something."""
+        times = []
+        for name in (orders.ORDER, spool.STATUS):
+            with contextlib.suppress(OSError):
+                times.append((self.folder / name).stat().st_mtime_ns)
+        return tuple(times)
+
+    def end(self, generation: int, exit_code: int, ended_by: str) -> bool:
+        """Write down how the run ended; returns whether that is in the journal."""
         written = self._journal.append(
-            "launch_ended", self._about | {"exit_code": exit_code, "ended_by": ended_by}
+            "launch_ended",
+            self._about | {"generation": generation, "exit_code": exit_code, "ended_by": ended_by},
         )
         self._journal.close()
         return written

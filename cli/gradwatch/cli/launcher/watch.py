@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gradwatch.cli.launcher.job_view import JobView
 
 _LISTED = 8
+# Decisions to do nothing are in the report.
+_TOLD = frozenset({"warn", "rollback", "halt"})
 # As the collector counts it.
 _DUPLICATE = "duplicate_rank"
 
@@ -38,22 +40,24 @@ class Said:
 
     watching: bool = False
     incidents: frozenset[str] = frozenset()
+    decisions: frozenset[str] = frozenset()
     warnings: frozenset[str] = frozenset()
 
 
-def news(said: Said, view: JobView) -> tuple[Said, list[Line]]:
+def news(said: Said, view: JobView, policy_hash: str | None = None) -> tuple[Said, list[Line]]:
     """What is new while the command runs.
 
     Args:
         said: from the last call.
         view: the job now.
+        policy_hash: of the policy that the launcher was given; None for none.
     """
     lines: list[Line] = []
     watching, warnings = said.watching, said.warnings
     if not watching and view.complete:
         watching = True
         lines.append(Line(Weight.NOTE, f"watching {view.watched} of {view.world_size} ranks"))
-    for text in [*unwatched_lines(view), *trouble_lines(view)]:
+    for text in [*unwatched_lines(view), *trouble_lines(view), *policy_lines(view, policy_hash)]:
         if text not in warnings:
             warnings |= {text}
             lines.append(Line(Weight.WARNING, text))
@@ -62,7 +66,12 @@ def news(said: Said, view: JobView) -> tuple[Said, list[Line]]:
         if incident["id"] not in told and incident["status"] != "suspected":
             told |= {incident["id"]}
             lines.append(Line(Weight.VERDICT, verdict_line(incident)))
-    return Said(watching, told, warnings), lines
+    decided = said.decisions
+    for decision in view.decisions:
+        if decision["id"] not in decided and decision["action"] in _TOLD:
+            decided |= {decision["id"]}
+            lines.append(Line(Weight.VERDICT, decision_line(decision)))
+    return Said(watching, told, decided, warnings), lines
 
 
 def verdict_line(incident: dict[str, object]) -> str:
@@ -70,6 +79,26 @@ def verdict_line(incident: dict[str, object]) -> str:
     sentences = incident.get("verdict")
     story = " ".join(map(str, sentences)) if isinstance(sentences, (list, tuple)) else str(sentences)
     return f"incident {incident['id']}: {story}"
+
+
+def decision_line(decision: dict[str, object]) -> str:
+    """A decision in one line: its reason, and what is done."""
+    effect = decision.get("effect")
+    what = f"decision {decision['id']}: {decision['action']} ({decision['outcome']}): {decision['reason']}"
+    return f"{what}; {effect}" if effect else what
+
+
+def policy_lines(view: JobView, policy_hash: str | None) -> list[str]:
+    """What is wrong with the policy in force, and what threatens the way back."""
+    lines = [
+        f"the policy file has changed and is not in force: {problem}" for problem in view.policy_problems
+    ]
+    if None not in {policy_hash, view.policy_hash} and policy_hash != view.policy_hash:
+        lines.append(
+            f"the collector goes by another policy (hash {view.policy_hash}) than this run was given "
+            f"({policy_hash})"
+        )
+    return [*lines, *view.threats]
 
 
 def unwatched_lines(view: JobView) -> list[str]:
