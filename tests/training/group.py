@@ -24,6 +24,11 @@ def process_group() -> Iterator[int]:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     yield dist.get_rank()
+    leave()
+
+
+def leave() -> None:
+    """End the group and this process, as `process_group` does."""
     dist.barrier()
     dist.destroy_process_group()
     import atexit
