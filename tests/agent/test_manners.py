@@ -21,8 +21,8 @@ def run(name, tmp_path, **environment):
     records = {}
     for path in sorted(spool.glob("rank*.jsonl")):
         rank = int(path.name[4:9])
-        # A line without its end was cut short by a full disk.
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        # What does not end like a record was cut short by a full disk.
+        whole = [line for line in path.read_text().splitlines() if line.endswith("}}")]
         records.setdefault(rank, []).append([json.loads(line) for line in whole])
     return results, records, torch.load(tmp_path / "with", weights_only=False)
 

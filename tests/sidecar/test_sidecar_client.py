@@ -11,7 +11,9 @@ from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from tests.sidecar.ingest import Ingest, serving, until
 
-HELLO = pb.Sidecar(id="me", node="here", jobs=["job"])
+
+def hello() -> pb.Sidecar:
+    return pb.Sidecar(id="me", node="here", jobs=["job"])
 
 
 def report(round_: int = 1) -> pb.Report:
@@ -29,12 +31,17 @@ def test_a_report_is_delivered_and_the_status_comes_back():
 
     async def scenario():
         async with serving() as ingest:
-            client = Client(lambda: ingest.address, HELLO, statuses.append)
+
+            def take(directive: pb.Directive) -> None:
+                if directive.HasField("status"):
+                    statuses.append(directive.status)
+
+            client = Client(lambda: ingest.address, hello, take)
             await client.deliver(report())
             assert client.connected
             await until(lambda: statuses)
             await client.close()
-            assert [hello.id for hello in ingest.hellos] == ["me"]
+            assert [one.id for one in ingest.hellos] == ["me"]
             assert ingest.progress("a")[0].round == 1
             assert [one.id for one in ingest.reports] == [1, 2]
 
@@ -46,7 +53,7 @@ def test_an_unacknowledged_report_is_sent_again_on_a_new_stream():
     async def scenario():
         async with serving() as ingest:
             ingest.refusals = 3
-            client = Client(lambda: ingest.address, HELLO, lambda _: None)
+            client = Client(lambda: ingest.address, hello, lambda _: None)
             await client.deliver(report())
             await client.close()
             assert len(ingest.progress("a")) == 4
@@ -61,7 +68,7 @@ def test_a_silent_collector_is_left_after_a_while(monkeypatch):
     async def scenario():
         async with serving() as ingest:
             ingest.silent = True
-            client = Client(lambda: ingest.address, HELLO, lambda _: None)
+            client = Client(lambda: ingest.address, hello, lambda _: None)
             delivery = asyncio.create_task(client.deliver(report()))
             await until(lambda: ingest.streams >= 2)
             ingest.silent = False
@@ -81,7 +88,7 @@ def test_it_waits_for_a_collector_that_is_not_there_yet_and_finds_one_that_has_m
                 raise addresses[0]
             return addresses[0]
 
-        client = Client(address, HELLO, lambda _: None)
+        client = Client(address, hello, lambda _: None)
         delivery = asyncio.create_task(client.deliver(report(1)))
         await asyncio.sleep(0)
         await first.start()
@@ -104,7 +111,7 @@ def test_giving_up_is_left_to_the_caller():
         raise CollectorUnavailableError("nowhere")
 
     async def scenario():
-        client = Client(nowhere, HELLO, lambda _: None)
+        client = Client(nowhere, hello, lambda _: None)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(client.deliver(report()), 0.3)
         await client.close()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradwatch.agent.checkpoints.result import Layout
 from gradwatch.cli import options, paths
 from gradwatch.cli.errors import CliError, UsageError
 
@@ -32,6 +33,18 @@ def sidecar(
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
     token_file: options.TokenFile = None,
+    checkpoints_root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRADWATCH_CHECKPOINTS_ROOT",
+            metavar="DIR",
+            hidden=True,
+            help="Look after the checkpoints below this folder.",
+        ),
+    ] = None,
+    checkpoints_layout: Annotated[
+        Layout, typer.Option(envvar="GRADWATCH_CHECKPOINTS_LAYOUT", hidden=True, help="How they lie there.")
+    ] = Layout.AUTO,
     parent: options.Parent = None,
 ) -> None:
     """Ship the journals of one node to a collector. `gradwatch run` starts one by itself.
@@ -64,6 +77,8 @@ def sidecar(
         parent=parent,
         drain=drain,
         access=shown,
+        checkpoints_root=None if checkpoints_root is None else checkpoints_root.absolute(),
+        checkpoints_layout=checkpoints_layout,
     )
     try:
         complete = asyncio.run(serve(config))

@@ -175,18 +175,24 @@ def _is_there(within: int, part: tuple[str, ...]) -> bool:
 
 
 def _write_manifest(within: int, document: dict[str, Any]) -> None:
-    """Write it once; a call that goes on must be about the same paths.
+    """Write it once; a call that goes on must be about the same paths, less those that never got here.
 
     Raises:
         RefusedError: the quarantine of that name is about something else.
     """
     known = _load_manifest(within)
     if known is not None:
-        if known.get("paths") != document["paths"]:
+        before, now = known.get("paths"), document["paths"]
+        if before == now:
+            return
+        known_paths = (
+            {path for path in before if isinstance(path, str)} if isinstance(before, list) else set()
+        )
+        left_out = known_paths - set(now)
+        if not set(now) < known_paths or any(_is_there(within, _parts(path)) for path in left_out):
             raise RefusedError(
                 Refusal.OCCUPIED, f"there is a quarantine {document['id']} of other checkpoints"
             )
-        return
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(_NEW_MANIFEST, flags, 0o644, dir_fd=within), "wb") as file:
         file.write(json.dumps(document, indent=2).encode() + b"\n")

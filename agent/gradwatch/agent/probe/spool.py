@@ -6,10 +6,12 @@ A spool is the folder of one run on one node, named to its processes by GRADWATC
       rank00003-<incarnation>.000000.jsonl   segments of a journal, in order
       rank00003-<incarnation>.progress       how far it has come; locked while its process lives
       launch-<incarnation>.000000.jsonl      what the launcher reports
+      sidecar-<incarnation>.000000.jsonl     what the sidecar says of checkpoints
       rank-3.claim                           locked by the process that is rank 3
       autoloaded                             some process imported torch with gradwatch in it
       sidecar.lock                           locked by the sidecar that ships this spool
       status.json                            the job as the collector sees it, for the launcher
+      order.json                             the collector's newest order for the launcher
 
 Standard library only: the probe imports this.
 """
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 AUTOLOADED = "autoloaded"
 SIDECAR_LOCK = "sidecar.lock"
 STATUS = "status.json"
+ORDER = "order.json"
 
 _SEGMENT = re.compile(r"(?P<name>[a-z]+\d*-(?P<incarnation>[0-9a-f]{32}))\.(?P<index>\d{6})\.jsonl")
 
@@ -80,6 +83,11 @@ def rank_journal_name(rank: int, incarnation: str) -> str:
 def launch_journal_name(incarnation: str) -> str:
     """The journal's name for a launcher."""
     return f"launch-{incarnation}"
+
+
+def sidecar_journal_name(incarnation: str) -> str:
+    """The journal's name for a sidecar."""
+    return f"sidecar-{incarnation}"
 
 
 def try_lock(path: Path) -> int | None:

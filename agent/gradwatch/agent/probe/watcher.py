@@ -68,6 +68,7 @@ class Watcher:
         self._dropped: dict[str, int] = {}
         self._tag: str | None = None
         self._saves = Saves()
+        self._watched = False
         self.probe_seconds = 0.0
         self._first_round_at: float | None = None
         self._said_unwatched = False
@@ -96,6 +97,7 @@ class Watcher:
             self.clock.follow(model.parameters())
         named = self.identity is not None and self.identity.rank == 0
         self.append("model", model.as_message(with_parameters=named))
+        self._watched = True
 
     @property
     def watching(self) -> bool:
@@ -227,12 +229,12 @@ class Watcher:
     # ------------------------------------------------------------------ saves
 
     def saving(self, path: Callable[[], str]) -> None:
-        """A save begins in this process; told if it is a watched rank's.
+        """A save begins in this process; told once a model of it is watched.
 
         Args:
             path: gives the absolute path, or "".
         """
-        if self.identity is None or self.identity.duplicate:
+        if not self._watched:
             return
         where, step = path(), self.clock.step
         if self._saves.is_new(where, step):

@@ -14,14 +14,17 @@ import secrets
 import signal
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.checkpoints.result import Layout
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor, tail
 from gradwatch.agent.sidecar.access import NOT_VERIFIED, Access, AccessError, Credentials
+from gradwatch.agent.sidecar.checkpoints import About, Checkpoints
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
 from gradwatch.agent.sidecar.sidecar import Sidecar
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ _log = logging.getLogger(__name__)
 # Without its launcher nobody waits for us, and the next run ships the rest.
 ORPHAN_DRAIN_SECONDS = 3.0
 _PARENT_POLL_SECONDS = 0.25
+# A scan's child is killed in this time.
+_STOP_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,8 @@ class SidecarConfig:
         parent: end when this process is no longer our parent.
         drain: ship what is there, then end.
         access: what to show to the collector, and whom to trust.
+        checkpoints_root: absolute; None to look after no checkpoints.
+        checkpoints_layout: how they lie there.
     """
 
     spool: Path
@@ -55,6 +62,8 @@ class SidecarConfig:
     parent: int | None = None
     drain: bool = False
     access: Access = dataclasses.field(default_factory=Access)
+    checkpoints_root: Path | None = None
+    checkpoints_layout: Layout = Layout.AUTO
 
 
 class SpoolTakenError(Exception):
@@ -75,11 +84,15 @@ async def serve(config: SidecarConfig) -> bool:
     if lock is None:
         raise SpoolTakenError(f"another sidecar ships {config.spool}")
     loop = asyncio.get_running_loop()
+    identity = secrets.token_hex(16)
+
+    def take(directive: pb.Directive) -> None:
+        sidecar.take(directive)
+        if checkpoints is not None and directive.HasField("task"):
+            checkpoints.take(directive.task)
+
     client = Client(
-        lambda: _address(config),
-        _hello(config),
-        lambda status: sidecar.take_status(status),  # noqa: PLW0108 - it is bound on the next line
-        lambda: _credentials(config),
+        lambda: _address(config), lambda: _hello(config, identity), take, lambda: _credentials(config)
     )
     sidecar = Sidecar(
         config.spool,
@@ -88,19 +101,21 @@ async def serve(config: SidecarConfig) -> bool:
         lambda document: _is_final(config, document),
         wants_status=config.job is not None,
     )
+    checkpoints = _checkpoints(config, sidecar)
+    ending, orphaned = asyncio.Event(), asyncio.Event()
     if config.drain:
-        sidecar.draining.set()
+        ending.set()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sidecar.draining.set)
-    orphaned = asyncio.Event()
-    watching = asyncio.create_task(_watch_parent(config.parent, orphaned, sidecar.draining))
+        loop.add_signal_handler(number, ending.set)
+    watching = asyncio.create_task(_watch_parent(config.parent, orphaned, ending))
+    looking_after = asyncio.create_task(_look_after(checkpoints, ending, sidecar.drain))
     shipping = asyncio.create_task(sidecar.ship())
     told = asyncio.create_task(sidecar.draining.wait())
     await asyncio.wait({shipping, told}, return_when=asyncio.FIRST_COMPLETED)
     limit = min(config.drain_seconds, ORPHAN_DRAIN_SECONDS) if orphaned.is_set() else config.drain_seconds
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(shipping, limit)
-    for task in (watching, told):
+    for task in (watching, told, looking_after):
         task.cancel()
     await client.close()
     drained = sidecar.drained()
@@ -118,12 +133,62 @@ async def serve(config: SidecarConfig) -> bool:
     return drained.complete
 
 
-def _hello(config: SidecarConfig) -> pb.Sidecar:
+async def _look_after(
+    checkpoints: Checkpoints | None, ending: asyncio.Event, drain: Callable[[], None]
+) -> None:
+    """Look after the checkpoints, beside the shipping, until told to end; only then the rest is shipped."""
+    if checkpoints is not None and not ending.is_set():
+        running = asyncio.create_task(checkpoints.run())
+        await ending.wait()
+        running.cancel()
+        await asyncio.wait({running}, timeout=_STOP_SECONDS)
+        checkpoints.close()
+    await ending.wait()
+    drain()
+
+
+def _checkpoints(config: SidecarConfig, sidecar: Sidecar) -> Checkpoints | None:
+    if config.checkpoints_root is None:
+        return None
+    return Checkpoints(
+        config.checkpoints_root,
+        config.checkpoints_layout,
+        folder=config.spool,
+        state_dir=config.state_dir,
+        about=lambda: _about(config),
+        open_journals=sidecar.open_journals,
+        wrote=sidecar.look,
+    )
+
+
+def _about(config: SidecarConfig) -> About | None:
+    """Whose checkpoints these are, by the first launch of our spool; None while there is none."""
+    try:
+        launch = next(iter(tail.list_launches(config.spool)), None)
+        if launch is None:
+            return None
+        first = spool.Segment(spool.launch_journal_name(launch), launch, 0).filename
+        with (config.spool / first).open("rb") as file:
+            started = json.loads(file.readline())["launch_started"]
+        return About(str(started["job"]), int(started.get("generation", 0)), _node(), launch)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _node() -> str:
+    return platform.node() or "unknown"
+
+
+def _hello(config: SidecarConfig, identity: str) -> pb.Sidecar:
+    launches: list[str] = []
+    with contextlib.suppress(OSError):
+        launches = tail.list_launches(config.spool)
     return pb.Sidecar(
-        id=secrets.token_hex(16),
-        node=platform.node() or "unknown",
+        id=identity,
+        node=_node(),
         version=importlib.metadata.version("gradwatch"),
         jobs=[config.job] if config.job else [],
+        launches=launches,
     )
 
 
@@ -168,13 +233,13 @@ def _found(config: SidecarConfig) -> tuple[str, bool]:
         raise CollectorUnavailableError(f"no collector has left its address in {path}: {error}") from error
 
 
-async def _watch_parent(parent: int | None, orphaned: asyncio.Event, draining: asyncio.Event) -> None:
+async def _watch_parent(parent: int | None, orphaned: asyncio.Event, ending: asyncio.Event) -> None:
     """Notice that the launcher is gone, even one that was killed."""
     while parent is not None and os.getppid() == parent:  # noqa: ASYNC110
         await asyncio.sleep(_PARENT_POLL_SECONDS)  # the kernel tells no event of this
     if parent is not None:
         orphaned.set()
-        draining.set()
+        ending.set()
 
 
 def _is_final(config: SidecarConfig, document: bytes) -> bool:
@@ -182,11 +247,7 @@ def _is_final(config: SidecarConfig, document: bytes) -> bool:
     try:
         launches = json.loads(document)["launches"]
         ended = {launch["id"] for launch in launches if launch["ended_at"] is not None}
-        own = {
-            tail.incarnation_of(name)
-            for name in tail.list_journals(config.spool)
-            if name.startswith(spool.launch_journal_name(""))
-        }
+        own = set(tail.list_launches(config.spool))
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return own <= ended

@@ -44,8 +44,8 @@ class Client:
     Args:
         address: gives HOST:PORT, asked at every connect since a collector may have moved.
             May raise `CollectorUnavailableError`.
-        hello: who we are; goes with each stream's first report.
-        on_status: called with every job status the collector pushes.
+        hello: gives who we are, asked at every connect; goes with each stream's first report.
+        on_directive: called with everything the collector pushes. Must not raise.
         credentials: gives what to show and whom to trust, asked at every connect since files are renewed.
             May raise `CollectorUnavailableError`.
     """
@@ -53,13 +53,13 @@ class Client:
     def __init__(
         self,
         address: Callable[[], str],
-        hello: pb.Sidecar,
-        on_status: Callable[[pb.JobStatus], None],
+        hello: Callable[[], pb.Sidecar],
+        on_directive: Callable[[pb.Directive], None],
         credentials: Callable[[], Credentials] = Credentials,
     ) -> None:
         self._address = address
         self._hello = hello
-        self._on_status = on_status
+        self._on_directive = on_directive
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive] | None = None
@@ -121,7 +121,7 @@ class Client:
         self._reader = asyncio.create_task(self._read(self._call))
         self._last_id = 0
         first = pb.Report()
-        first.sidecar.CopyFrom(self._hello)
+        first.sidecar.CopyFrom(self._hello())
         await self._exchange(first)
         _log.info("connected to the collector at %s", address)
 
@@ -158,8 +158,7 @@ class Client:
             while isinstance(directive := await call.read(), pb.Directive):
                 if directive.HasField("acked"):
                     self._resolve(directive.acked)
-                if directive.HasField("status"):
-                    self._on_status(directive.status)
+                self._on_directive(directive)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             reason = _describe(error)
         finally:

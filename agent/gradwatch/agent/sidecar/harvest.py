@@ -12,7 +12,7 @@ from gradwatch.agent.sidecar import coalesce, cursor, tail, wire
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -62,10 +62,13 @@ class Harvest:
 
     Args:
         folder: the spool; this process holds its sidecar.lock.
+        open_journals: names of those that this process itself holds open, at any moment. Their progress
+            files are not touched: whoever closes a file lets go of his own locks on it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, open_journals: Collection[str] = ()) -> None:
         self.folder = folder
+        self._open_journals = open_journals
         self.behind = False
         self._cursors = cursor.load(folder)
         self._sent: dict[str, coalesce.Sent] = {}
@@ -87,7 +90,7 @@ class Harvest:
         liveness = {}
         for name in names:
             with self._reported(name):
-                liveness[name] = tail.read_liveness(self.folder, name)
+                liveness[name] = self._liveness(name)
         # Listed again: a segment that appeared before its process ended must be seen.
         segments = tail.list_journals(self.folder)
         self.behind = False
@@ -137,7 +140,9 @@ class Harvest:
                 if at.closed:
                     continue
                 left = tail.unread_bytes(self.folder, name, segments, tail.Position(at.segment, at.offset))
-                ended = not spool.is_locked(self.folder / spool.progress_filename(name))
+                ended = name not in self._open_journals and not spool.is_locked(
+                    self.folder / spool.progress_filename(name)
+                )
                 unread += left
                 journals += bool(left or ended)
         return Remainder(journals, unread)
@@ -150,6 +155,11 @@ class Harvest:
         """
         names = tail.list_journals(self.folder)
         return all(self._cursor(name).closed for name in names)
+
+    def _liveness(self, name: str) -> tail.Liveness:
+        if name in self._open_journals:
+            return tail.Liveness(ended=False, progress=None)
+        return tail.read_liveness(self.folder, name)
 
     def _cursor(self, name: str) -> cursor.Cursor:
         return self._cursors.get(name, cursor.Cursor())

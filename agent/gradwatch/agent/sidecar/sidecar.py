@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import spool
-from gradwatch.agent.sidecar import cleanup, cursor, harvest, tail
+from gradwatch.agent.sidecar import cleanup, cursor, harvest, tail, wire
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Sidecar:
         client: the stream to the collector.
         is_final: whether a status document tells all that we ship.
         wants_status: whether there will be any.
+
+    Attributes:
+        open_journals: names of journals in its own spool that this process itself holds open.
     """
 
     def __init__(
@@ -69,7 +72,8 @@ class Sidecar:
         *,
         wants_status: bool,
     ) -> None:
-        self._own = harvest.Harvest(own)
+        self.open_journals: set[str] = set()
+        self._own = harvest.Harvest(own, self.open_journals)
         self._neighbours = neighbours
         self._client = client
         self._is_final = is_final
@@ -79,10 +83,49 @@ class Sidecar:
         self._final_status = asyncio.Event()
         if not wants_status:
             self._final_status.set()
+        self._order: pb.Order | None = None
+        self._order_error = ""
+        self._wake = asyncio.Event()
         self.draining = asyncio.Event()
 
-    def take_status(self, status: pb.JobStatus) -> None:
-        """Leave the job's status where the launcher looks for it."""
+    def drain(self) -> None:
+        """Ship what is there, then end."""
+        self.draining.set()
+        self._wake.set()
+
+    def look(self) -> None:
+        """There is something new in a journal: do not wait for the next poll."""
+        self._wake.set()
+
+    def take(self, directive: pb.Directive) -> None:
+        """Leave what the collector says where the launcher looks for it. Never raises."""
+        if directive.HasField("status"):
+            self._take_status(directive.status)
+        if directive.HasField("order"):
+            self._order = directive.order
+            self._write_order()
+
+    def _write_order(self) -> None:
+        """Write the newest order, if it is for a launch of ours; again at the next poll if that fails."""
+        order = self._order
+        if order is None:
+            return
+        try:
+            if order.launch in tail.list_launches(self._own.folder):
+                cursor.replace_file(self._own.folder / spool.ORDER, wire.order_document(order))
+            else:
+                _log.warning("passed over an order for launch %.40s, which is none of ours", order.launch)
+        except FileNotFoundError:
+            pass  # the spool is gone, and its launcher with it
+        except OSError as error:
+            if str(error) != self._order_error:
+                self._order_error = str(error)
+                _log.warning("cannot write %s: %s; trying again", spool.ORDER, error)
+            return
+        self._order = None
+        self._order_error = ""
+
+    def _take_status(self, status: pb.JobStatus) -> None:
         try:
             cursor.replace_file(self._own.folder / spool.STATUS, status.document)
         except OSError as error:
@@ -93,6 +136,8 @@ class Sidecar:
     async def ship(self) -> None:
         """Run until `draining` is set and everything is acknowledged."""
         while True:
+            self._wake.clear()
+            self._write_order()
             draining = self.draining.is_set()
             if await self._ship_once(only_own=draining):
                 continue
@@ -102,7 +147,7 @@ class Sidecar:
             if not self._client.connected:
                 await self._client.connect()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.draining.wait(), POLL_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
 
     def drained(self) -> Drained:
         """How things stand, for whoever asked us to end."""

@@ -77,6 +77,16 @@ def incarnation_of(name: str) -> str:
     return name.rpartition("-")[2]
 
 
+def list_launches(folder: Path) -> list[str]:
+    """The launches that have begun a journal in a spool.
+
+    Raises:
+        OSError: the folder cannot be read, or is gone.
+    """
+    prefix = spool.launch_journal_name("")
+    return [incarnation_of(name) for name in list_journals(folder) if name.startswith(prefix)]
+
+
 def read_liveness(folder: Path, name: str) -> Liveness:
     """Read the progress file, and whether its process lives.
 

@@ -51,6 +51,11 @@ def read_progress(data: bytes) -> pb.Progress | None:
     return None if document is None else _parse(document, pb.Progress())
 
 
+def order_document(order: pb.Order) -> bytes:
+    """An order as the launcher reads it in the spool."""
+    return json_format.MessageToJson(order, preserving_proto_field_name=True, indent=None).encode()
+
+
 def _load_object(line: bytes) -> dict[str, Any] | None:
     try:
         document = json.loads(line)
