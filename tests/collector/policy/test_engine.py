@@ -317,10 +317,17 @@ NO_GOOD = [
 
 
 @pytest.mark.parametrize(("ledger", "why"), NO_GOOD)
-def test_with_no_good_checkpoint_the_job_is_stopped_or_goes_on(ledger: list, why: str):
+def test_with_no_good_checkpoint_it_is_looked_once_more_or_the_job_goes_on(ledger: list, why: str):
     decision = Story(policy(ROLL_BACK)).saved(*ledger).start().bad(5).decision
-    assert decision.action is Action.HALT
-    assert "there is no good checkpoint: " + why in decision.reason
+    assert (decision.action, decision.outcome, decision.checkpoint) == (
+        Action.ROLLBACK,
+        Outcome.PENDING,
+        None,
+    )
+    assert f"no good checkpoint is known yet ({why}" in decision.reason
+    dry = Story(policy(ROLL_BACK.replace("enforce", "dry_run"))).saved(*ledger).start().bad(5).decision
+    assert (dry.action, dry.outcome) == (Action.HALT, Outcome.DRY_RUN)
+    assert "there is no good checkpoint: " + why in dry.reason
     story = Story(policy(ROLL_BACK + "    on_no_good_checkpoint: warn")).saved(*ledger).start().bad(5)
     assert (story.decision.action, story.decision.outcome) == (Action.WARN, Outcome.RECORDED)
     assert why in story.decision.reason

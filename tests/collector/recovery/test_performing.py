@@ -207,8 +207,20 @@ def test_without_a_good_checkpoint_the_job_halts():
     world.settle()
     assert world.hosts[0].ended_with == 93
     (decision,) = world.decisions
-    assert (decision.action, decision.outcome) == (Action.HALT, Outcome.PERFORMED)
-    assert "no checkpoint is known" in decision.reason
+    assert (decision.action, decision.outcome) == (Action.ROLLBACK, Outcome.FAILED)
+    assert "no checkpoint is known" in (decision.concluded or "")
+
+
+def test_a_checkpoint_that_was_not_looked_at_yet_is_found_once_the_job_is_stopped():
+    world = World.under(POLICY)
+    world.launch(world.hosts[0])
+    world.settle()
+    world.train(5)
+    world.save(f"{ROOT}/5")
+    world.train(1)
+    world.train(1, bad_rank=0)
+    world.settle()
+    assert world.resumed[-1] == (1, f"{ROOT}/5")
 
 
 def test_a_good_checkpoint_that_was_deleted_meanwhile_is_not_gone_back_to():

@@ -29,6 +29,8 @@ def effect_of(
     done: list[tuple[str, str]] = []
     if action is Action.HALT:
         done.append(("stop", "the job with exit code 93"))
+    if action is Action.ROLLBACK and target is None:
+        done.append(("stop", "the job, and resume the newest checkpoint that is then found good"))
     if action is Action.ROLLBACK and target is not None:
         done.append(("resume", target.path))
         if quarantine:

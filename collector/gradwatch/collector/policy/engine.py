@@ -149,10 +149,18 @@ class _Case:
             if self.facts.goes_on:
                 return Answer(None, why, Silence.COOLDOWN, looked, waits_until)
             return self._answer(Action.NONE, None, f"{why}, and by now the incident is over", looked)
-        if choice.target is None:
+        if choice.target is None and self._looks_first:
+            reason += f"; no good checkpoint is known yet ({choice.why_none}): they are looked at once more"
+        elif choice.target is None:
             why = f"{reason}; there is no good checkpoint: {choice.why_none}"
             return self._instead(policy.on_no_good_checkpoint, rule, why, looked, grounds)
         return self._answer(Action.ROLLBACK, rule, reason, looked, grounds)
+
+    @property
+    def _looks_first(self) -> bool:
+        """Whether the job is stopped without a good checkpoint too: then one may yet be found."""
+        enforced = self.policy.mode is Mode.ENFORCE
+        return enforced and self.policy.on_no_good_checkpoint is Otherwise.HALT
 
     def _cooling_until(self) -> float | None:
         past = budgets.rollbacks(self.dossier.decisions, self.policy.mode)
