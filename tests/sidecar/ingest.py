@@ -23,6 +23,7 @@ class Ingest(rpc.IngestServicer):
     Attributes:
         refusals: this many reports are remembered and then *not* acknowledged: the stream breaks.
         silent: reports are swallowed without a word.
+        greetings: what every sidecar is told after its hello.
     """
 
     def __init__(self) -> None:
@@ -31,12 +32,21 @@ class Ingest(rpc.IngestServicer):
         self.hellos: list[pb.Sidecar] = []
         self.refusals = 0
         self.silent = False
+        self.greetings: list[pb.Directive] = []
         self.address = ""
+        self._open: dict[grpc.aio.ServicerContext, asyncio.Lock] = {}
         self._server: grpc.aio.Server | None = None
 
     async def Stream(self, request_iterator, context):  # noqa: N802 - the service's name for it
         self.streams += 1
-        yield pb.Directive(welcome=pb.Welcome(version="test"))
+        self._open[context] = asyncio.Lock()
+        try:
+            await self._answer(request_iterator, context)
+        finally:
+            del self._open[context]
+
+    async def _answer(self, request_iterator, context):
+        await self._write(context, pb.Directive(welcome=pb.Welcome(version="test")))
         async for report in request_iterator:
             if report.HasField("sidecar"):
                 self.hellos.append(report.sidecar)
@@ -46,11 +56,23 @@ class Ingest(rpc.IngestServicer):
             if self.refusals and (report.batches or report.progress):
                 self.refusals -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "told to fail")
-            yield pb.Directive(acked=report.id)
+            await self._write(context, pb.Directive(acked=report.id))
+            if report.HasField("sidecar"):
+                for directive in self.greetings:
+                    await self._write(context, directive)
             for job in self.hellos[-1].jobs:
                 ended = [body.launch for body in self.bodies("launch_ended")]
                 document = json.dumps({"job": job, "launches_ended": ended}).encode()
-                yield pb.Directive(status=pb.JobStatus(job=job, document=document))
+                await self._write(context, pb.Directive(status=pb.JobStatus(job=job, document=document)))
+
+    async def push(self, **directive) -> None:
+        """Tell every sidecar that is connected."""
+        for context in list(self._open):
+            await self._write(context, pb.Directive(**directive))
+
+    async def _write(self, context, directive: pb.Directive) -> None:
+        async with self._open[context]:
+            await context.write(directive)
 
     async def start(self, port: int = 0) -> None:
         """Listen; `address` is then set."""

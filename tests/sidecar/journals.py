@@ -27,14 +27,17 @@ for line in sys.stdin:
 
 
 class Writer:
-    """A process that holds a real journal open.
+    """A process that holds a real journal open: a rank's, or a launcher's if `rank` is None.
 
     Use as a context manager; leaving it kills the process, as a SIGKILL would.
     """
 
-    def __init__(self, folder: Path, rank: int = 0, **journal_options: int) -> None:
+    def __init__(self, folder: Path, rank: int | None = 0, **journal_options: int) -> None:
         self.incarnation = spool.new_incarnation()
-        self.name = spool.rank_journal_name(rank, self.incarnation)
+        if rank is None:
+            self.name = spool.launch_journal_name(self.incarnation)
+        else:
+            self.name = spool.rank_journal_name(rank, self.incarnation)
         self.records = 0
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(folder), self.name, json.dumps(journal_options)],
