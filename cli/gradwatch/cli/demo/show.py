@@ -91,10 +91,11 @@ def print_outcome(outcome: Outcome, *, json: bool) -> None:
     typer.echo("")
     typer.echo(f"Planted: rank {planted.rank}, step {planted.step}, parameter {planted.parameter}.")
     typer.echo("The verdict is right." if outcome.named_right else "THE VERDICT IS NOT WHAT WAS PLANTED.")
-    if outcome.report["decisions"]:
+    decisions = [one for one in outcome.report["decisions"] if one["action"] != "none"]
+    if decisions:
         typer.echo("")
         typer.echo("Decided:")
-    for decision in outcome.report["decisions"]:
+    for decision in decisions:
         came_of_it = f" ({decision['concluded']})" if decision["concluded"] else ""
         typer.echo(f"  {decision['action']}, {decision['outcome']}: {decision['reason']}{came_of_it}")
     typer.echo(f"The weights are {'finite' if outcome.finite else 'NOT FINITE'} in the end.")

@@ -68,7 +68,9 @@ def news(said: Said, view: JobView, policy_hash: str | None = None) -> tuple[Sai
             lines.append(Line(Weight.VERDICT, verdict_line(incident)))
     decided = said.decisions
     for decision in view.decisions:
-        if decision["id"] not in decided and decision["action"] in _TOLD:
+        # What is performed here, or fails, the performer tells itself.
+        is_news = decision["outcome"] not in {"pending", "performed", "failed"}
+        if is_news and decision["id"] not in decided and decision["action"] in _TOLD:
             decided |= {decision["id"]}
             lines.append(Line(Weight.VERDICT, decision_line(decision)))
     return Said(watching, told, decided, warnings), lines
@@ -83,7 +85,7 @@ def verdict_line(incident: dict[str, object]) -> str:
 
 def decision_line(decision: dict[str, object]) -> str:
     """A decision in one line: its reason, and what is done."""
-    effect = decision.get("effect")
+    effect = decision.get("concluded") or decision.get("effect")
     what = f"decision {decision['id']}: {decision['action']} ({decision['outcome']}): {decision['reason']}"
     return f"{what}; {effect}" if effect else what
 

@@ -220,7 +220,7 @@ class _Case:
             checkpoint=target,
             first_bad_step=first_bad_step(self.facts),
             quarantine=quarantine,
-            skip_batches=self.policy.rollback.skip_batches if target is not None else 0,
+            skip_batches=self.policy.rollback.skip_batches if action is Action.ROLLBACK else 0,
             exclude_node=node if exclude else None,
         )
         return Answer(decision, reason, None, looked)
