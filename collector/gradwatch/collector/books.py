@@ -79,12 +79,13 @@ def warnings_of(dossier: Dossier) -> list[str]:
             "a rollback has nowhere to go. Keep more checkpoints (save_total_limit, save_top_k)"
         )
         return [text]
-    newer = [one for one in bad if one.step is None or one.step > good.step]
-    return [
-        f"{one.path} holds non-finite values ({one.found}); {good.path} of step {good.step} is the newest "
-        "good one. A rotation that deletes the oldest would take it next: copy it, or keep more"
-        for one in newer[-1:]
-    ]
+    if not any(one.step is None or one.step > good.step for one in bad):
+        return []
+    text = (
+        f"checkpoints newer than {good.path} (step {good.step}), the newest good one, hold non-finite values: a "
+        "rotation that deletes the oldest will take the good one in the end. Copy it, or keep more checkpoints"
+    )
+    return [text]
 
 
 def _policy(in_force: InForce | None) -> schema.PolicyDocument | None:
