@@ -1,0 +1,95 @@
+"""What the command is told to resume, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradwatch.cli.launcher import resume
+from gradwatch.cli.launcher.opened import OpenedWatch
+from gradwatch.cli.launcher.orders import Action, Order
+
+
+@pytest.mark.parametrize(
+    ("command", "with_path", "without"),
+    [
+        ("train.py --lr 1", "train.py --lr 1", "train.py --lr 1"),
+        # a flag and its value go together
+        ("train.py --resume {resume} --lr 1", "train.py --resume /c --lr 1", "train.py --lr 1"),
+        ("train.py --resume={resume} --lr 1", "train.py --resume=/c --lr 1", "train.py --lr 1"),
+        ("train.py --a=1 {resume}", "train.py --a=1 /c", "train.py --a=1"),
+        ("train.py +ckpt={resume}/x", "train.py +ckpt=/c/x", "train.py"),
+        # a flag that has its value already, or stands before another flag, is left alone
+        ("train.py --fast --resume={resume}", "train.py --fast --resume=/c", "train.py --fast"),
+        ("train.py -v {resume}", "train.py -v /c", "train.py -v"),
+        ("train.py -- {resume}", "train.py -- /c", "train.py --"),
+        ("train.py --r {resume} --s {resume}", "train.py --r /c --s /c", "train.py"),
+    ],
+)
+def test_the_mark_in_arguments(command, with_path, without):
+    words = command.split()
+    assert resume.arguments(words, "/c") == tuple(with_path.split())
+    assert resume.arguments(words, "") == tuple(without.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        (["bash", "-c", "train.py {resume}"], True),
+        (["/bin/sh", "-ec", "train.py {resume}"], True),
+        (["bash", "-x", "-c", "train.py {resume}"], True),
+        (["env", "A=1", "bash", "-lc", "train.py {resume}"], True),
+        (["{resume}"], True),
+        # a script, and an argument of the string, are no shell code
+        (["bash", "train.sh", "{resume}"], False),
+        (["bash", "-c", 'train.py "$1"', "bash", "{resume}"], False),
+        (["python", "-c", "import sys", "{resume}"], False),
+        (["bash", "-c", "train.py"], False),
+    ],
+)
+def test_the_mark_inside_shell_code_is_refused(command, refused):
+    assert (resume.why_refused(command) is not None) == refused
+
+
+def test_the_environment_of_a_resume():
+    order = Order("d", Action.START, 1, resume_path="/c", resume_step=0, skip_batches=2)
+    assert resume.variables(order) == {
+        "GRADWATCH_RESUME_PATH": "/c",
+        "GRADWATCH_RESUME_STEP": "0",
+        "GRADWATCH_SKIP_BATCHES": "2",
+    }
+    assert resume.variables(Order("d", Action.START, 1, skip_batches=2)) == {}
+    assert resume.variables(None) == {}
+
+
+def test_only_what_lies_below_the_root_is_resumed_from(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "root-of-others"
+    (root / "step_1").mkdir(parents=True)
+    outside.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "inner-link").symlink_to(root / "step_1")
+
+    def why(path: object) -> str | None:
+        return resume.why_not_usable(str(path), str(root))
+
+    assert why(root / "step_1") is None
+    assert why(root / "inner-link") is None
+    for path in (root, outside, root / "link", root / ".." / outside.name, "step_1", "/etc/passwd"):
+        assert "does not lie below" in (why(path) or "")
+    assert "is not there" in (why(root / "step_2") or "")
+    assert "declares no" in (resume.why_not_usable(str(root / "step_1"), None) or "")
+
+
+def test_whether_a_checkpoint_was_opened(tmp_path):
+    folder = tmp_path / "step_1" / "shards"
+    folder.mkdir(parents=True)
+    (folder / "model.pt").write_bytes(b"x")
+    watch = OpenedWatch(str(folder.parent))
+    # Looking at it is not reading it.
+    assert len(list(folder.iterdir())) == 1
+    (folder / "model.pt").stat()
+    assert watch.opened() is False
+    (folder / "model.pt").read_bytes()
+    assert watch.opened() is True
+    watch.close()
+    assert watch.opened() is True
+    assert OpenedWatch(str(tmp_path / "absent")).opened() is None
