@@ -48,6 +48,8 @@ stubs: ## Make the protobuf stubs from the schema
 .PHONY: bench
 bench: $(INSTALLED) ## What watching costs, as ratios in one run (about ten minutes)
 	@$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.overhead
+	@$(BIN)/python -m benchmarks.restart
+	@$(BIN)/python -m benchmarks.checkpoint_scan
 
 .PHONY: campaign
 campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named right?
