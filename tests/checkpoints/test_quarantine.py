@@ -221,3 +221,22 @@ def test_a_checkpoint_on_another_file_system_is_refused_before_anything_moves(ro
     assert quarantine(root).why is Refusal.OTHER_FILE_SYSTEM
     assert content(root) == before
     assert not (root / QUARANTINE).exists()
+
+
+def test_what_vanished_after_a_call_that_was_killed_does_not_stop_the_next(root):
+    """The manifest names all; one was moved, one was deleted by its owner before the call came again."""
+    assert quarantine(root, paths=PATHS) == Moved("d1", PATHS)
+    aside = root / QUARANTINE / "d1"
+    (aside / "step_1.pt").rename(root / "step_1.pt")
+    (aside / "runs/a/step_2.pt").unlink()
+    left = PATHS[:2]
+    assert quarantine(root, paths=left) == Moved("d1", left)
+    assert json.loads((aside / module.MANIFEST).read_text())["paths"] == list(left)
+    assert restore(root, "d1") == Moved("d1", left)
+
+
+def test_what_is_in_quarantine_is_never_left_out_of_its_manifest(root):
+    assert quarantine(root, paths=PATHS) == Moved("d1", PATHS)
+    refused = quarantine(root, paths=PATHS[:2])
+    assert isinstance(refused, Refused)
+    assert refused.why is Refusal.OCCUPIED
