@@ -1,9 +1,9 @@
-"""How long a rollback keeps a job from training: from the stopped command's exit to the next one's first line.
+"""How long a rollback keeps a job from training: from the exit of one command to the first line of the next.
 
 usage: python -m benchmarks.restart [TIMES]
 
-One job meets a NaN in each of its lives, and is rolled back as often. What the command itself takes from its start to
-its first line is measured in the same run, and taken off.
+One job meets a NaN in each of its lives, and is rolled back as often. What the command itself takes from
+its start to its first line is measured in the same run, and taken off.
 """
 
 from __future__ import annotations
