@@ -205,7 +205,7 @@ class _Performing(NamedTuple):
             newer += tuple(one.path for one in known if one.quarantined and not one.gone)
         reason = decision.reason
         if decision.checkpoint is not None and choice.target != decision.checkpoint:
-            reason += f"; looked at again, {decision.checkpoint.path} was not the one any more"
+            reason += f"; looked at again, {choice.target.path} was the newest good checkpoint"
         decision = replace(
             decision,
             checkpoint=choice.target,
