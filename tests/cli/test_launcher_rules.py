@@ -75,6 +75,13 @@ def test_our_children_take_nothing_from_the_users_folder(monkeypatch, tmp_path):
 VERDICT = ["Rank 1 was first.", "Rank 0 was clean."]
 INCIDENT = {"id": "i", "status": "confirmed", "verdict": VERDICT}
 WHOLE = JobView(world_size=2, watched=2)
+DECISION = {
+    "id": "d",
+    "action": "rollback",
+    "outcome": "dry_run",
+    "reason": "rank 1 was first",
+    "effect": "would resume /c",
+}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,21 @@ WHOLE = JobView(world_size=2, watched=2)
             [
                 Line(Weight.WARNING, "NOT WATCHED: ranks 0, 1: FSDP1"),
                 Line(Weight.WARNING, "NOT WATCHED: a process: alone"),
+            ],
+        ),
+        # a decision is told once; not one to do nothing, nor what the launcher tells as it does it
+        (
+            JobView(decisions=(DECISION,)),
+            [Line(Weight.VERDICT, "decision d: rollback (dry_run): rank 1 was first; would resume /c")],
+        ),
+        (JobView(decisions=({**DECISION, "action": "ignore"},)), []),
+        (JobView(decisions=({**DECISION, "outcome": "pending"},)), []),
+        # what the collector says of the policy, and of the way back
+        (
+            JobView(policy_problems=("p.yaml:2: x",), threats=("keep more",)),
+            [
+                Line(Weight.WARNING, "the policy file has changed and is not in force: p.yaml:2: x"),
+                Line(Weight.WARNING, "keep more"),
             ],
         ),
         (
@@ -121,6 +143,15 @@ def test_news_is_told_once(view, lines):
     said, told = watch.news(Said(), view)
     assert told == lines
     assert watch.news(said, view)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "differs"),
+    [("a", "b", True), ("a", "a", False), (None, "b", False), ("a", None, False)],
+)
+def test_another_policy_in_force_is_said(theirs, ours, differs):
+    _, lines = watch.news(Said(), JobView(policy_hash=theirs), ours)
+    assert [line.weight for line in lines] == [Weight.WARNING] * differs
 
 
 # ---------------------------------------------------------------- how much was watched
@@ -194,6 +225,18 @@ def document(**changes) -> bytes:
         "overhead": {"ratio": None},
     }
     return json.dumps(fields | changes).encode()
+
+
+def test_what_a_status_document_says_of_the_policy():
+    policy = {"hash": "abc", "mode": "enforce", "problems": ["p.yaml:2: x"]}
+    view = job_view.parse(document(policy=policy, warnings=["keep more"]))
+    assert view is not None
+    assert (view.policy_hash, view.policy_problems, view.threats) == ("abc", ("p.yaml:2: x",), ("keep more",))
+    # none in force, and a collector that says nothing of policies
+    for earlier in (document(policy=None), document()):
+        view = job_view.parse(earlier)
+        assert view is not None
+        assert (view.policy_hash, view.policy_problems, view.threats) == (None, (), ())
 
 
 def test_a_status_document_is_read():

@@ -11,8 +11,6 @@ import enum
 import json
 from typing import Any
 
-ORDER = "order.json"
-
 
 class Action(str, enum.Enum):
     """What a launcher is to do."""

@@ -105,7 +105,7 @@ class RunSpool:
     def order(self) -> orders.Order | None:
         """The newest order for this launch."""
         try:
-            data = (self.folder / orders.ORDER).read_bytes()
+            data = (self.folder / spool.ORDER).read_bytes()
         except OSError:
             return None
         return orders.parse(data, job=self._about["job"], launch=self._launch)
@@ -113,7 +113,7 @@ class RunSpool:
     def word_times(self) -> tuple[int, ...]:
         """When the collector's newest words were written down here; only a change of it says something."""
         times = []
-        for name in (orders.ORDER, spool.STATUS):
+        for name in (spool.ORDER, spool.STATUS):
             with contextlib.suppress(OSError):
                 times.append((self.folder / name).stat().st_mtime_ns)
         return tuple(times)
