@@ -58,6 +58,8 @@ def facts(base: Facts, **changes: object) -> Facts:
         # a host that comes back amid a rollback is stopped already, and waits for the others
         (WAITING, STOP_0, LIVES, 20.0, State.WAITING, Act.NOTHING),
         (WAITING, RELEASE_0, LIVES, 1.0, State.WAITING, Act.NOTHING),
+        # one for an earlier generation is no answer
+        (dataclasses.replace(WAITING, generation=2), START_1, LIVES, 20.0, State.RUNNING, Act.START),
         # a stop is for just the generation that runs
         (RUNNING, STOP_0, LIVES, 1.0, State.STOPPING, Act.TERMINATE),
         (RUNNING, order(STOP_0, generation=1), LIVES, 1.0, State.RUNNING, Act.NOTHING),

@@ -112,7 +112,7 @@ def test_a_handler_of_sigterm_may_save(launcher):
     assert report["resume"]["honoured"] is False
 
 
-def test_halted_while_it_waits_and_while_it_is_stopped(launcher):
+def test_a_job_that_is_halted_before_its_first_start_never_starts(launcher):
     one = launcher()
     one.order("HALT", 0, "h", reason="no good checkpoint")
     assert one.end()[0] == 93

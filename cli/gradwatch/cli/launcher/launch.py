@@ -176,7 +176,8 @@ class _Run:
     def _never_started(self, exit_code: int, error: OSError) -> int:
         why = f"cannot start {self._config.command[0]}: {error.strerror or error}"
         if self._spool is not None:
-            self._spool.end(0, exit_code, EndedBy.NOT_FOUND.value)
+            generation = 0 if self._life is None else self._life.generation
+            self._spool.end(generation, exit_code, EndedBy.NOT_FOUND.value)
         if self._attention is not None and self._attention.pids:
             self._attention.end()
         elif self._spool is not None:

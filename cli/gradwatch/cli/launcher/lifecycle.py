@@ -116,7 +116,7 @@ class Life:
         order: the one that is obeyed: to stop in STOPPING and STOPPED, to start in RUNNING.
         kill_at: monotonic time at which STOPPING becomes a SIGKILL.
         left_told: whether what was left behind has had its SIGTERM.
-        answered: an order has come; the collector is there.
+        answered: the collector has said that a rollback is under way.
         ending: how the run ends, in ENDED.
         why: the reason of the newest change.
         acted: the id and action of every order that was acted on.
@@ -196,8 +196,8 @@ def _waiting(life: Life, seen: _Seen) -> tuple[Life, Act]:
     if start is not None and start.generation >= life.generation:
         # What the supervisor did about a host that was to be left out is its own affair.
         return _start(life, start, seen)
-    # Any other order says that the collector is there, and has us wait.
-    life = dataclasses.replace(life, answered=life.answered or seen.order is not None)
+    # A rollback is under way, and we are to wait for the others.
+    life = dataclasses.replace(life, answered=life.answered or seen.order_to(Action.STOP) is not None)
     if life.answered:
         return _unless_silent(life, seen)
     if seen.now - life.since >= seen.rules.start_seconds:
