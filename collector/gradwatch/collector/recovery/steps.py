@@ -21,7 +21,7 @@ _DIGITS = re.compile(r"\d+")
 
 
 def step_of(
-    path: str, told: Iterable[CheckpointStep], saves: Sequence[Save], ledger: Iterable[Checkpoint]
+    path: str, told: Iterable[CheckpointStep], saves: Sequence[Save], ledger: Sequence[Checkpoint]
 ) -> int | None:
     """The step of a checkpoint; None when it is not known.
 
@@ -36,8 +36,8 @@ def step_of(
         return saved
     inner = [one.step for one in told if one.source is not StepSource.NAME]
     named = [one.step for one in told if one.source is StepSource.NAME]
-    # Saved into a buffer, or under another name first.
-    begun = {save.step for save in saves if not save.path}
+    # Saved into a buffer, or under another name first: then no checkpoint has the name.
+    begun = {save.step for save in saves if not any(is_of(save.path, one.path) for one in ledger)}
     for step in (*inner, *named):
         if step in begun:
             return step
