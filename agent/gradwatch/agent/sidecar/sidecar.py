@@ -26,6 +26,8 @@ POLL_SECONDS = 0.1
 ADOPT_SECONDS = 5.0
 # Well under gRPC's default limit of 4 MiB, with room for one long record.
 REPORT_BYTES = 512 << 10
+# So often at least the collector is asked whether it is there.
+ANSWER_SECONDS = 10.0
 # After the last acknowledgement the collector pushes the status that follows from it.
 FINAL_STATUS_SECONDS = 2.0
 # The collector pushes a job that changes often only several times a second.
@@ -80,6 +82,7 @@ class Sidecar:
         self._adopted: dict[Path, tuple[harvest.Harvest, int]] = {}
         self._looked = -ADOPT_SECONDS
         self._acked_at = 0.0
+        self._answered_at = time.monotonic()
         self._final_status = asyncio.Event()
         if not wants_status:
             self._final_status.set()
@@ -146,8 +149,19 @@ class Sidecar:
                 return
             if not self._client.connected:
                 await self._client.connect()
+            await self._show_that_it_answers()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+
+    async def _show_that_it_answers(self) -> None:
+        """The launcher takes a collector that it hears nothing of for too long to be gone."""
+        now = time.monotonic()
+        if now - self._answered_at < ANSWER_SECONDS:
+            return
+        await self._client.deliver(pb.Report())
+        self._answered_at = now
+        with contextlib.suppress(OSError):
+            os.utime(self._own.folder / spool.STATUS)
 
     def drained(self) -> Drained:
         """How things stand, for whoever asked us to end."""
