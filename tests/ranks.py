@@ -52,14 +52,20 @@ def environment(rank: int, world_size: int, port: int, spool: Path | None, **ext
 
 
 def start_ranks(
-    module: str, world_size: int, arguments: Sequence[str] = (), *, spool: Path | None = None, **extra: str
+    module: str,
+    world_size: int,
+    arguments: Sequence[str] = (),
+    *,
+    spool: Path | Sequence[Path] | None = None,
+    **extra: str,
 ) -> list[subprocess.Popen[str]]:
-    """Start `python -m module arguments…` once per rank."""
+    """Start `python -m module arguments…` once per rank; all with one spool, or each with its own."""
     port = free_port()
+    spools = spool if isinstance(spool, (list, tuple)) else [spool] * world_size
     return [
         subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env=environment(rank, world_size, port, spool, **extra),
+            env=environment(rank, world_size, port, spools[rank], **extra),
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -74,7 +80,7 @@ def run_ranks(
     world_size: int,
     arguments: Sequence[str] = (),
     *,
-    spool: Path | None = None,
+    spool: Path | Sequence[Path] | None = None,
     timeout: float = 240,
     **extra: str,
 ) -> list[RankResult]:

@@ -79,7 +79,7 @@ def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[
 
 
 def _patch_optimizers(watcher: Watcher) -> None:
-    clock, guarding = watcher.clock, watcher.guarding
+    clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
 
     guarded = functools.partial(_guarded, watcher)
     guard_before = guarded("guard", guarding.before) if guarding is not None else None
@@ -100,6 +100,9 @@ def _patch_optimizers(watcher: Watcher) -> None:
         # Not under the fuse of the steps: whatever fails there, held gradients are given back.
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
-        count(attempt, optimizer)
+        if count(attempt, optimizer):
+            reload.attempted(attempt, optimizer)
 
-    patch_optimizers(guarded("steps", enter), leave, guarded("steps", clock.state_loaded))
+    patch_optimizers(
+        guarded("steps", enter), leave, guarded("steps", clock.state_loaded), reload.scale_updated
+    )

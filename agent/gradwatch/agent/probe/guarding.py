@@ -27,6 +27,7 @@ class Guarding:
 
     def __init__(self, policy: GuardPolicy, watcher: Watcher) -> None:
         self._watcher = watcher
+        self._policy = policy
         self._count = SkipCount(policy)
         self._models: list[WatchedModel] = []
         self._optimizer: Any = None
@@ -34,6 +35,11 @@ class Guarding:
         self._on_device = False
         self._skipping_themselves: weakref.WeakSet[WatchedModel] = weakref.WeakSet()
         self._said_off: set[str] = set()
+
+    def start_over(self) -> None:
+        """A checkpoint has been loaded: count from 0, and say again where the guard is off."""
+        self._count = SkipCount(self._policy)
+        self._said_off.clear()
 
     def before(
         self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

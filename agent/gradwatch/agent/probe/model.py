@@ -190,6 +190,11 @@ class WatchedModel:
 
     # ------------------------------------------------------------------ afterwards
 
+    def start_over(self) -> None:
+        """A checkpoint has been loaded: what went before is over, and written down."""
+        self._moment, self._reductions, self._waiting = None, [], None
+        self.last_round, self.bad_round, self.attempted = 0, None, False
+
     def catch_up(self) -> None:
         """Write down what is known by now of earlier rounds."""
         self._settle_reduced()

@@ -22,6 +22,7 @@ class Settings:
     generation: int
     resume_step: int | None
     guard: GuardPolicy | None
+    checkpoints_root: Path | None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
@@ -34,10 +35,12 @@ class Settings:
         if not spool:
             return None
         resume_step = environ.get("GRADWATCH_RESUME_STEP")
+        root = environ.get("GRADWATCH_CHECKPOINTS_ROOT")
         return cls(
             spool=Path(spool),
             job=environ.get("GRADWATCH_JOB") or "unnamed",
             generation=int(environ.get("GRADWATCH_GENERATION") or 0),
             resume_step=int(resume_step) if resume_step else None,
             guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
+            checkpoints_root=Path(root) if root else None,
         )

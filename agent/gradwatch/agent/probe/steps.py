@@ -8,12 +8,13 @@ GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else 
 from __future__ import annotations
 
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class StepClock:
@@ -52,6 +53,15 @@ class StepClock:
         self.step = int(step)
         self._told = True
 
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """What is loaded meanwhile does not move the clock."""
+        step, told = self.step, self._told
+        try:
+            yield
+        finally:
+            self.step, self._told = step, told
+
     def state_loaded(self, optimizer: Any) -> None:
         """An optimizer has loaded a state: go on from its step, unless told otherwise."""
         self._loaded.add(optimizer)
@@ -79,14 +89,20 @@ class StepClock:
         self._counts(optimizer)
         return len(self._open) == 1
 
-    def leave(self, attempt: Any, optimizer: Any) -> None:
-        """The attempt is over; the outermost one of our optimizer is a step."""
+    def leave(self, attempt: Any, optimizer: Any) -> bool:
+        """The attempt is over; the outermost one of our optimizer is a step.
+
+        Returns:
+            Whether it was one.
+        """
         key = id(attempt)
         if key not in self._open:
-            return
+            return False
         del self._open[self._open.index(key) :]
-        if not self._open and self._counts(optimizer):
-            self.step += 1
+        if self._open or not self._counts(optimizer):
+            return False
+        self.step += 1
+        return True
 
     def _counts(self, optimizer: Any) -> bool:
         known = self._ours.get(optimizer)
@@ -117,6 +133,7 @@ def patch_optimizers(
     enter: Callable[[Any, Any, Any, Any], Any],
     leave: Callable[[Any, Any], Any],
     loaded: Callable[[Any], None],
+    scale_updated: Callable[[], None],
 ) -> None:
     """Have every optimizer and GradScaler of this process report its update attempts.
 
@@ -125,6 +142,7 @@ def patch_optimizers(
             other (args, kwargs) for its step. Must not raise.
         leave: called with (attempt, optimizer) after; must not raise.
         loaded: called with an optimizer that has loaded a state; must not raise.
+        scale_updated: called after each `update` of a GradScaler; must not raise.
     """
     import functools
 
@@ -148,6 +166,14 @@ def patch_optimizers(
         leave(self, optimizer)
         return result
 
+    scaler_update = scaler.update
+
+    @functools.wraps(scaler_update)
+    def update(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = scaler_update(self, *args, **kwargs)
+        scale_updated()
+        return result
+
     load_state_dict = Optimizer.load_state_dict
 
     @functools.wraps(load_state_dict)
@@ -157,6 +183,7 @@ def patch_optimizers(
         return result
 
     scaler.step = step  # type: ignore[method-assign]
+    scaler.update = update  # type: ignore[method-assign]
     Optimizer.load_state_dict = load  # type: ignore[method-assign]
 
     def before(optimizer: Any, args: Any, kwargs: Any) -> Any:

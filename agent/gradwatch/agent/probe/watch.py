@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gradwatch.agent.probe.watcher import Watcher
 
 
@@ -53,7 +55,7 @@ class Watch:
             watcher.fuses.blow("watch", error)
 
 
-def watch(model: Any = None, optimizer: Any = None) -> Watch:
+def watch(model: Any = None, optimizer: Any = None, *, load: Callable[[str], object] | None = None) -> Watch:
     """Watch a DistributedDataParallel model.
 
     A job under `gradwatch run` is watched without this call; it is there to set the step, to name
@@ -62,6 +64,9 @@ def watch(model: Any = None, optimizer: Any = None) -> Watch:
     Args:
         model: a DistributedDataParallel instance.
         optimizer: the one whose `step()` counts as a step; found by its parameters if not given.
+        load: loads all that the script needs from the checkpoint at a path. A rollback then needs no
+            restart: all ranks call it at the end of the same step. All ranks of the job have to
+            give it, since this call is then a collective. See `docs/checkpoints.md`.
 
     Returns:
         A handle, which does nothing when GRADWATCH_SPOOL is not set. Never raises.
@@ -74,10 +79,15 @@ def watch(model: Any = None, optimizer: Any = None) -> Watch:
         probe = activate()
         if probe is None:
             return Watch(None)
-        if model is not None and probe.ddp.model_of(model) is None:
-            probe.ddp.adopt(model)
-        if optimizer is not None:
-            probe.watcher.clock.follow_optimizer(optimizer)
+        try:
+            if model is not None and probe.ddp.model_of(model) is None:
+                probe.ddp.adopt(model)
+            if optimizer is not None:
+                probe.watcher.clock.follow_optimizer(optimizer)
+        finally:
+            # Also on a rank that is not watched, since the others wait for it.
+            if load is not None:
+                probe.watcher.reload.accept(model, optimizer, load)
         return Watch(probe.watcher)
     except Exception as error:
         sys.stderr.write(

@@ -9,6 +9,7 @@ import atexit
 import json
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import spool
@@ -17,6 +18,7 @@ from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.rank import identify, unwatched_message
+from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.steps import StepClock
@@ -53,12 +55,22 @@ class Watcher:
         self.arrivals = Arrivals()
         self.clock = StepClock(settings.resume_step)
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
+        self.reload = Reload(self)
         self.identity: Identity | None = None
-        self.rounds = 0
+        self._device: torch.device | None = None
         self._claim: int | None = None
         self._journal: Journal | None = None
         self._models: list[WatchedModel] = []
         self._departed: list[WatchedModel] = []
+        self._tag: str | None = None
+        self._watched = False
+        self._said_unwatched = False
+        self._said_dropping = False
+        self._count_from_0()
+
+    def _count_from_0(self) -> None:
+        """What belongs to one journal."""
+        self.rounds = 0
         self._under_way: list[Moment] = []
         self._reduced_round = 0
         self._last_bad_round: int | None = None
@@ -66,13 +78,9 @@ class Watcher:
         self._bad_now: set[int] = set()
         self._bad_streak = 0
         self._dropped: dict[str, int] = {}
-        self._tag: str | None = None
         self._saves = Saves()
-        self._watched = False
         self.probe_seconds = 0.0
         self._first_round_at: float | None = None
-        self._said_unwatched = False
-        self._said_dropping = False
 
     # ------------------------------------------------------------------ models
 
@@ -87,7 +95,9 @@ class Watcher:
         """
         if self.identity is None:
             self.identity, self._claim = identify(self.settings.spool)
-            self._open(self.identity, self.identity.hello(self.settings, device))
+            self._device = device
+            self._begin(self._new_journal(self.identity), self.identity)
+            atexit.register(self.finish)
         return not self.identity.duplicate
 
     def add(self, model: WatchedModel) -> None:
@@ -95,8 +105,7 @@ class Watcher:
         self._models.append(model)
         if len(self._models) == 1:
             self.clock.follow(model.parameters())
-        named = self.identity is not None and self.identity.rank == 0
-        self.append("model", model.as_message(with_parameters=named))
+        self._describe(model)
         self._watched = True
 
     @property
@@ -265,11 +274,52 @@ class Watcher:
             message["last_bad_round"] = self._last_bad_round
         journal.progress(message)
 
+    def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
+        """The ranks have loaded a checkpoint: end this journal, and begin one in a new generation.
+
+        Args:
+            generation: in which the training goes on.
+            step: of the checkpoint; None when not known.
+            loaded: the last record of the old journal.
+
+        Raises:
+            OSError: the spool cannot be written; nothing has changed.
+        """
+        for model in self._models:
+            model.catch_up()
+        self._flush()
+        ended, identity, journal = self._journal, self.identity, None
+        if identity is not None:
+            identity = replace(identity, incarnation=spool.new_incarnation())
+            journal = self._new_journal(identity)
+        self.append("loaded", loaded)
+        self.write_progress()
+        if ended is not None:
+            ended.close()
+        self.settings = replace(self.settings, generation=generation)
+        if step is not None:
+            self.clock.set_step(step)
+        self._count_from_0()
+        self.arrivals.forget_passes()
+        for model in self._models:
+            model.start_over()
+        if self.guarding is not None:
+            self.guarding.start_over()
+        self.identity = identity
+        if journal is not None and identity is not None:
+            self._begin(journal, identity)
+            for model in self._models:
+                self._describe(model)
+
+    def forget_error_feedback(self) -> None:
+        """Clear what compressing comm hooks carry from round to round."""
+        for model in self._models:
+            model.forget_error_feedback()
+
     def finish(self) -> None:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
-            for model in [*self._departed, *self._models]:
-                self.landed(model, model.look.arrived(wait=True))
+            self._flush()
             self.write_progress()
         except Exception as error:
             self.fuses.blow("exit", error)
@@ -280,12 +330,24 @@ class Watcher:
             # for the interpreter's lock once that is being taken down aborts the process.
             time.sleep(LINGER_SECONDS)
 
-    def _open(self, identity: Identity, hello: dict[str, Any]) -> None:
+    def _flush(self) -> None:
+        """Wait for the read-outs under way."""
+        for model in [*self._departed, *self._models]:
+            self.landed(model, model.look.arrived(wait=True))
+
+    def _new_journal(self, identity: Identity) -> Journal:
         name = spool.rank_journal_name(identity.rank, identity.incarnation)
-        self._journal = Journal(self.settings.spool, name)
-        self.append("hello", hello)
+        return Journal(self.settings.spool, name)
+
+    def _begin(self, journal: Journal, identity: Identity) -> None:
+        self._journal = journal
+        if self._device is not None:
+            self.append("hello", identity.hello(self.settings, self._device))
         self.write_progress()
-        atexit.register(self.finish)
+
+    def _describe(self, model: WatchedModel) -> None:
+        named = self.identity is not None and self.identity.rank == 0
+        self.append("model", model.as_message(with_parameters=named))
 
     def append(self, kind: str, message: dict[str, Any]) -> None:
         """Journal one record; says so once if it cannot be written."""
