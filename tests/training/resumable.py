@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ class Training:
     def __init__(self, rank: int, arguments: argparse.Namespace) -> None:
         self.rank = rank
         self.arguments = arguments
-        self.model = DistributedDataParallel(new_model())
+        # A bucket per parameter. DDP lays its buckets out anew after the first backward pass of a process,
+        # and with more than two ranks the place in a bucket decides in which order gloo adds up: then
+        # the first update after a resume is another one in the last bit, watched or not.
+        self.model = DistributedDataParallel(new_model(), bucket_cap_mb=1e-5)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.data = Data(rank, dist.get_world_size())
         self.step = self.began_at = self.saved = 0
@@ -113,16 +117,17 @@ class Training:
 
     def obey_sigterm(self) -> None:
         """What a SIGTERM does, as the command line says."""
-
-        def save_and_leave(_number: int, _frame: Any) -> None:
-            if self.rank == 0:
-                self.save(f"step-{self.step}-at-sigterm.pt", [])
-            os._exit(1)
-
         if self.arguments.on_sigterm == "ignore":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        elif self.arguments.on_sigterm == "save":
-            signal.signal(signal.SIGTERM, save_and_leave)
+        elif self.arguments.on_sigterm == "save" and self.rank == 0:
+            # In a thread, since the main one may be waiting in a collective that others have left.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=self._save_at_sigterm, daemon=True).start()
+
+    def _save_at_sigterm(self) -> None:
+        signal.sigwait({signal.SIGTERM})
+        self.save(f"step-{self.step}-at-sigterm.pt", [])
+        os._exit(1)
 
 
 def main() -> None:

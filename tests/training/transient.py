@@ -91,6 +91,6 @@ class Transient:
 
     def _known_good(self) -> int:
         try:
-            return int(self.gate.read_text() or -1) if self.gate is not None else -1
+            return int(self.gate.read_text() or 0) if self.gate is not None else 0
         except FileNotFoundError:
-            return -1
+            return 0
