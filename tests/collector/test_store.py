@@ -86,7 +86,7 @@ def test_accepted_records_are_logged_in_the_order_of_their_arrival(store: Store)
     everything(store)
     events = store.events("j")
     # Not the record of the unknown journal, and not the refused hello.
-    assert [(event["incarnation"], event["seq"]) for event in events] == [
+    assert [(event["incarnation"], event["seq"]) for event in events if event["kind"] != "progress"] == [
         ("l", 0),
         ("r0", 0),
         ("r1", 0),
@@ -98,6 +98,15 @@ def test_accepted_records_are_logged_in_the_order_of_their_arrival(store: Store)
     assert (bad["rank"], bad["attempt"], bad["body"]["round"], bad["body"]["phase"]) == (0, 0, 5, "loss")
     assert [event["id"] for event in store.events("j", after=events[1]["id"], limit=2)] == [3, 4]
     assert store.events("other") == []
+
+
+def test_with_a_bad_round_it_is_logged_how_far_ranks_had_come(store: Store):
+    everything(store)
+    told = [event for event in store.events("j") if event["kind"] == "progress"]
+    assert {event["rank"] for event in told} == {0, 1}
+    # Numbers of their own, that no record has.
+    assert [event["seq"] for event in told] == [-1 - place for place in range(len(told))]
+    assert told[-1]["body"]["round"] == 12
 
 
 def test_each_commit_is_on_the_disk(store: Store):

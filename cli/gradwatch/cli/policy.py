@@ -46,12 +46,23 @@ def try_on(
         ),
     ],
     json: options.Json = False,
+    confirm_timeout: Annotated[
+        float,
+        typer.Option(
+            "--confirm-timeout",
+            envvar="GRADWATCH_CONFIRM_TIMEOUT",
+            min=0.0,
+            metavar="SECONDS",
+            help="After how long a silent rank is named unknown; as the collector had it.",
+        ),
+    ] = 30.0,
 ) -> None:
     """Say what a policy would have done in a recorded history; with --json one incident a line."""
     import sys
 
     from gradwatch.cli import output, policy_files
     from gradwatch.cli.errors import CliError
+    from gradwatch.collector.model import FoldConfig
     from gradwatch.collector.policy.document import load_policy
     from gradwatch.collector.policy.log import read_log
     from gradwatch.collector.policy.problems import EventsError, PolicyError
@@ -60,7 +71,7 @@ def try_on(
     try:
         policy = load_policy(policy_files.read(file), str(file))
         text = policy_files.read(events).decode(errors="replace")
-        replayed = replay(read_log(text.splitlines(), str(events)), policy)
+        replayed = replay(read_log(text.splitlines(), str(events)), policy, FoldConfig(confirm_timeout))
     except PolicyError as error:
         raise policy_files.complaint(error) from None
     except EventsError as error:

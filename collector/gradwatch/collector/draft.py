@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gradwatch.collector.evidence import Stretch
-    from gradwatch.collector.model import Attempt, FoldConfig, Incident, State
+    from gradwatch.collector.model import Attempt, FoldConfig, Incident, RankState, State
     from gradwatch.collector.observations import DropReason
 
 
@@ -33,10 +33,14 @@ class Draft:
         state: is not touched.
         config: what the pure part can be told.
         now: the collector's time.
+
+    Attributes:
+        state: as it was before.
+        progressed: by incarnation, the ranks whose progress arrived, as they were before.
     """
 
     def __init__(self, state: State, config: FoldConfig, now: float) -> None:
-        self._state = state
+        self.state = state
         self.config = config
         self.now = now
         self.jobs: ChainMap[str, JobState] = _over(state.jobs)
@@ -45,6 +49,7 @@ class Draft:
         self.incidents: ChainMap[str, Incident] = _over(state.incidents)
         self.strays: ChainMap[str, int] = _over(state.strays)
         self.news: defaultdict[AttemptId, News] = defaultdict(News)
+        self.progressed: dict[str, RankState] = {}
         self.events: list[Event] = []
         self.moves: list[Move] = []
 
@@ -66,7 +71,7 @@ class Draft:
 
     def before(self, job: str) -> JobState | None:
         """The job as it was before the report."""
-        return self._state.jobs.get(job)
+        return self.state.jobs.get(job)
 
     def job(self, name: str, generation: int) -> JobState:
         """The job, new if nothing was heard of it before."""

@@ -16,6 +16,7 @@ from gradwatch.collector.hello import admit
 from gradwatch.collector.model import Event, Skips, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
+from gradwatch.collector.progress_log import log_end, log_progress
 from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, see_command, start_launch
 from gradwatch.collector.settle import settle
 
@@ -53,6 +54,7 @@ def fold(state: State, report: obs.Report, config: FoldConfig, now: float) -> Ch
     for job in draft.touched_jobs():
         keep_the_living(draft, job)
         settle(draft, job)
+    log_progress(draft)
     return draft.changes()
 
 
@@ -61,6 +63,7 @@ def tick(state: State, config: FoldConfig, now: float) -> Changes:
     draft = Draft(state, config, now)
     for job in state.jobs:
         settle(draft, job)
+    log_progress(draft)
     return draft.changes()
 
 
@@ -185,5 +188,12 @@ def _absorb_progress(draft: Draft, progress: obs.Progress) -> None:
     if seen != journal:
         draft.journals[journal.incarnation] = seen
         draft.jobs[journal.job] = replace(draft.jobs[journal.job], last_seen=draft.now)
-    if progress.ended and journal.launch is not None and seen.high_seq + 1 >= progress.journal_records:
-        lose_launch(draft, journal.job, journal.launch)
+        if journal.rank is not None:
+            draft.progressed.setdefault(journal.incarnation, journal.rank)
+    if (
+        progress.ended
+        and journal.launch is not None
+        and seen.high_seq + 1 >= progress.journal_records
+        and lose_launch(draft, journal.job, journal.launch)
+    ):
+        log_end(draft, journal, progress)

@@ -330,6 +330,7 @@ class Event:
     """An accepted record, for the append-only log.
 
     Attributes:
+        seq: of the record; below 0, and no record's, for a progress.
         at: the agent's own time, for people; None when it is not believed.
     """
 
@@ -340,7 +341,7 @@ class Event:
     seq: int
     at: float | None
     received_at: float
-    body: Body
+    body: Body | Progress
 
 
 class Move(NamedTuple):

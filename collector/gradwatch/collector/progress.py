@@ -91,6 +91,11 @@ def advance(draft: Draft, rank: RankState, high_seq: int) -> RankState:
     return replace(rank, relied=progress, watermark=max(rank.watermark, progress.round))
 
 
+def has_lost(progress: Progress) -> bool:
+    """Whether something was not written, not read, or not looked at."""
+    return _losses(progress) != (0, 0)
+
+
 def has_all_records(rank: RankState, high_seq: int) -> bool:
     """Whether all that was journalled before the rank's newest progress is here."""
     progress = rank.progress

@@ -92,12 +92,18 @@ def end_launch(draft: Draft, ended: LaunchEnded) -> None:
     _end(draft, job, replace(launch, exit_code=ended.exit_code, ended_by=ended.ended_by))
 
 
-def lose_launch(draft: Draft, job_name: str, launch_id: str) -> None:
-    """A launcher is gone; if it did not say how its command ended, that stays unknown."""
+def lose_launch(draft: Draft, job_name: str, launch_id: str) -> bool:
+    """A launcher is gone; if it did not say how its command ended, that stays unknown.
+
+    Returns:
+        Whether that is news.
+    """
     job = draft.jobs[job_name]
     launch = job.launches.get(launch_id)
-    if launch is not None and launch.ended_at is None:
-        _end(draft, job, replace(launch, ended_by=LOST))
+    if launch is None or launch.ended_at is not None:
+        return False
+    _end(draft, job, replace(launch, ended_by=LOST))
+    return True
 
 
 def keep_the_living(draft: Draft, job_name: str) -> None:

@@ -36,6 +36,14 @@ def settle(draft: Draft, job_name: str) -> None:
         _advance(draft, attempt_id)
 
 
+def following(attempt: Attempt, evidence: Evidence) -> int | None:
+    """The round in which gradients that do not belong to the evidence were bad again, as far as known."""
+    rounds = [part.first_round for part in attempt.pending]
+    # Those that belong to it are in it by now.
+    rounds += [run.first_round for run in attempt.skips if run.first_round > evidence.last_round]
+    return min(rounds, default=None)
+
+
 # ---------------------------------------------------------------- evidence
 
 
@@ -185,10 +193,10 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
     if is_over(job, attempt, draft.journals):
         return CloseReason.JOB_ENDED
     evidence = incident.evidence
-    following = _following(attempt, evidence)
-    if following is not None:
+    beyond = following(attempt, evidence)
+    if beyond is not None:
         # It is far enough away, unless somebody may yet fill the space between.
-        space = min(evidence.last_round + ev.CLEAN_ROUNDS, following - 1)
+        space = min(evidence.last_round + ev.CLEAN_ROUNDS, beyond - 1)
         waiting = Roster(draft, job, attempt).is_waited_for(
             range(attempt.world_size), space, incident.opened_at
         )
@@ -200,14 +208,6 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
     clean = last_round == evidence.last_round and attempt.reduced_round > last_round + 1
     skipped = ev.is_over_before(evidence, attempt.reduced_round, attempt.step)
     return CloseReason.CLEAN_ROUNDS if clean and skipped else None
-
-
-def _following(attempt: Attempt, evidence: Evidence) -> int | None:
-    """The round in which gradients that do not belong to the evidence were bad again, as far as known."""
-    rounds = [part.first_round for part in attempt.pending]
-    # Those that belong to it are in it by now.
-    rounds += [run.first_round for run in attempt.skips if run.first_round > evidence.last_round]
-    return min(rounds, default=None)
 
 
 def _open_incident(draft: Draft, attempt: Attempt) -> Incident | None:

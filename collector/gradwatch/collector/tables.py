@@ -90,6 +90,8 @@ _KINDS: Mapping[type, str] = {
     obs.TaskDone: "task_done",
     obs.Loaded: "loaded",
     obs.CanLoad: "can_load",
+    # No record of a journal: see `progress_log`.
+    obs.Progress: "progress",
 }
 
 _T = TypeVar("_T")

@@ -34,24 +34,29 @@ _KINDS: Mapping[str, type] = {
     "task_done": obs.TaskDone,
     "loaded": obs.Loaded,
     "can_load": obs.CanLoad,
+    "progress": obs.Progress,
 }
 _BODIES: Mapping[str, TypeAdapter[Any]] = {kind: TypeAdapter(body) for kind, body in _KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """One record of the log.
+    """One line of the log: a journal's record, or how far its process had come.
 
     Attributes:
-        received_at: the collector's time when it arrived, in seconds since the epoch; records that
-            share it arrived in one report.
+        seq: the record's; below 0 for a progress.
+        at: the record's own time; None when it is not known.
+        received_at: the collector's time when it arrived, in seconds since the epoch; what
+            shares it arrived in one report.
     """
 
     id: int
     job: str
     incarnation: str
+    seq: int
+    at: float | None
     received_at: float
-    record: obs.Record
+    body: obs.Body | obs.Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def read_log(lines: Iterable[str], file: str) -> Log:
                 f"{where + ': ' if where else ''}{first['msg']}"
             ) from None
         at = None if document.at is None else document.at.timestamp()
-        record = obs.Record(document.seq, at, body)
         received_at = document.received_at.timestamp()
-        events.append(Logged(document.id, document.job, document.incarnation, received_at, record))
+        where_from = (document.id, document.job, document.incarnation, document.seq)
+        events.append(Logged(*where_from, at, received_at, body))
     return Log(tuple(sorted(events, key=lambda one: one.id)), tuple(sorted(unknown)))

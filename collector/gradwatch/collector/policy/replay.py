@@ -1,7 +1,9 @@
 """What a policy would have decided in a recorded history, when and why. Pure.
 
 The records go through the same fold and the same engine as they did live, with the time at which
-each was received. What a log does not hold is assumed, and each assumption is named.
+each was received, and so does how far ranks had come, of which the log holds what mattered. Between
+them time passes, as it did live with each tick. What a log does not hold is assumed, and each
+assumption is named.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.fold import fold, tick
-from gradwatch.collector.model import FoldConfig, State, apply
+from gradwatch.collector.model import FoldConfig, State, Status, apply
 from gradwatch.collector.policy.decision import Outcome
 from gradwatch.collector.policy.dossier import (
     Checkpoint,
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from gradwatch.collector.policy.model import Policy
 
 PASSED = (
-    "the log does not say how far ranks had come: those that report nothing are taken to have passed a "
-    "round as soon as another rank is known to have"
+    "the log is an old one and does not say how far ranks had come: those that report nothing are taken "
+    "to have passed a round as soon as another rank is known to have"
 )
 SAVED = (
     "the log does not say what a scan found: checkpoints that were saved are taken to be complete and finite"
@@ -45,6 +47,7 @@ NO_PATH = "(assumed)"
 
 # Seconds that make up for what is lost in adding to a time.
 _LATER = 0.001
+_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def replay(log: Log, policy: Policy, config: FoldConfig | None = None) -> Replay
         policy: the one to try; what it decides is not performed.
         config: what the fold was told.
     """
-    has_checkpoints = any(isinstance(one.record.body, obs.CheckpointSeen) for one in log.events)
+    has_checkpoints = any(isinstance(one.body, obs.CheckpointSeen) for one in log.events)
     tape = _Tape(log, policy, config or FoldConfig(), assume_checkpoints=not has_checkpoints)
     tape.play()
     rows = sorted(
@@ -85,8 +88,16 @@ def replay(log: Log, policy: Policy, config: FoldConfig | None = None) -> Replay
     return Replayed(tuple(rows), tuple(_assumptions(log, has_checkpoints=has_checkpoints)))
 
 
+def lacks_progress(log: Log) -> bool:
+    """Whether a log has bad rounds, but does not say how far ranks had come, as logs once did not."""
+    return any(isinstance(one.body, obs.NonFinite) for one in log.events) and not any(
+        isinstance(one.body, obs.Progress) for one in log.events
+    )
+
+
 def _assumptions(log: Log, *, has_checkpoints: bool) -> Iterator[str]:
-    yield PASSED
+    if lacks_progress(log):
+        yield PASSED
     yield SAVED if has_checkpoints else ASSUMED
     if log.unknown_kinds:
         yield f"records of an unknown kind are passed over: {', '.join(log.unknown_kinds)}"
@@ -106,22 +117,23 @@ class _Tape:
     ask_again_at: list[float] = field(default_factory=list)
 
     def play(self) -> None:
-        ahead = _Ahead(self.log.events)
+        ahead = _Ahead(self.log.events) if lacks_progress(self.log) else None
         now = None
         for received_at, group in itertools.groupby(self.log.events, key=lambda one: one.received_at):
             if now is not None:
                 self._let_pass(now, received_at)
             now = received_at if now is None else max(now, received_at)
             together = tuple(group)
-            self._take_in(fold(self.state, obs.Report(tuple(_batches(together))), self.config, now))
+            progress = tuple(one.body for one in together if isinstance(one.body, obs.Progress))
+            self._take_in(fold(self.state, obs.Report(tuple(_batches(together)), progress), self.config, now))
             for one in together:
                 self._see_checkpoint(one)
-            progress = ahead.progress(self.state, together)
-            if progress:
-                self._take_in(fold(self.state, obs.Report(progress=progress), self.config, now))
+            assumed = () if ahead is None else ahead.progress(self.state, together)
+            if assumed:
+                self._take_in(fold(self.state, obs.Report(progress=assumed), self.config, now))
             self._decide(now)
         if now is not None:
-            self._let_pass(now, float("inf"))
+            self._let_pass(now, _NEVER)
 
     def answer(self, incident: Incident) -> Answer:
         """What was decided about an incident, or why nothing was."""
@@ -134,12 +146,27 @@ class _Tape:
 
     def _let_pass(self, since: float, until: float) -> None:
         """What time alone changes: a rank that is silent is named unknown, a cooldown ends."""
-        # By then whoever has said nothing since is late.
-        moments = [since + self.config.confirm_timeout + _LATER, *self.ask_again_at]
-        self.ask_again_at = [moment for moment in moments[1:] if moment >= until]
-        for moment in sorted(moment for moment in moments if since <= moment < until):
-            self._take_in(tick(self.state, self.config, moment))
-            self._decide(moment)
+        now = since
+        while True:
+            moments = [*self._silences(), *self.ask_again_at]
+            now = min((moment for moment in moments if now < moment < until), default=_NEVER)
+            if now == _NEVER:
+                break
+            self._take_in(tick(self.state, self.config, now))
+            self._decide(now)
+        self.ask_again_at = [moment for moment in self.ask_again_at if moment >= until]
+
+    def _silences(self) -> Iterator[float]:
+        """The moments from which on some rank counts as silent that an open incident waits for."""
+        late = self.config.confirm_timeout + _LATER
+        for incident in self.state.incidents.values():
+            if incident.status is Status.CLOSED:
+                continue
+            yield incident.opened_at + late
+            for incarnation in self.state.attempts[incident.attempt].ranks.values():
+                rank = self.state.journals[incarnation].rank
+                if rank is not None:
+                    yield rank.heard_at + late
 
     def _take_in(self, changes: Changes) -> None:
         self.state = apply(self.state, changes)
@@ -168,7 +195,7 @@ class _Tape:
         return replace(dossier, checkpoints=(Checkpoint(NO_PATH, step, complete=True, finite=True),))
 
     def _see_checkpoint(self, one: Logged) -> None:
-        body = one.record.body
+        body = one.body
         if isinstance(body, obs.CheckpointSeen) and one.job in self.dossiers:
             seen = Checkpoint(body.path, body.step, complete=True, finite=True, seen_at=one.received_at)
             self.dossiers[one.job] = with_checkpoint(self.dossiers[one.job], seen)
@@ -188,7 +215,8 @@ def _quarantined(dossier: Dossier, answer: Answer) -> Dossier:
 def _batches(events: Iterable[Logged]) -> Iterator[obs.Batch]:
     records: defaultdict[str, list[obs.Record]] = defaultdict(list)
     for one in events:
-        records[one.incarnation].append(one.record)
+        if not isinstance(one.body, obs.Progress):
+            records[one.incarnation].append(obs.Record(one.seq, one.at, one.body))
     for incarnation, of_one in records.items():
         yield obs.Batch(incarnation, tuple(of_one))
 
@@ -199,20 +227,20 @@ class _Ahead:
     def __init__(self, events: Sequence[Logged]) -> None:
         self._bad: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for one in events:
-            if isinstance(one.record.body, obs.NonFinite):
-                self._bad[one.incarnation].append((one.record.seq, one.record.body.round))
+            if isinstance(one.body, obs.NonFinite):
+                self._bad[one.incarnation].append((one.seq, one.body.round))
 
     def progress(self, state: State, events: Iterable[Logged]) -> tuple[obs.Progress, ...]:
         """The progress of all ranks of the attempts that reported a bad round."""
         newest: dict[str, obs.NonFinite | obs.Skipped] = {}
         for one in events:
             journal = state.journals.get(one.incarnation)
-            if isinstance(one.record.body, obs.NonFinite | obs.Skipped) and journal and journal.rank:
+            if isinstance(one.body, obs.NonFinite | obs.Skipped) and journal and journal.rank:
                 attempt = state.attempts[journal.rank.attempt]
                 for incarnation in attempt.ranks.values():
                     known = newest.get(incarnation)
-                    if known is None or one.record.body.round > known.round:
-                        newest[incarnation] = one.record.body
+                    if known is None or one.body.round > known.round:
+                        newest[incarnation] = one.body
         found = (self._of(state, incarnation, body) for incarnation, body in newest.items())
         return tuple(found)
 
