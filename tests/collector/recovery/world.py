@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.fold import fold, tick
-from gradwatch.collector.model import Changes, FoldConfig, State
+from gradwatch.collector.model import Changes, Event, FoldConfig, State
 from gradwatch.collector.observations import Completeness, StepSource, TaskKind
 from gradwatch.collector.policy.decision import Decision, Outcome
 from gradwatch.collector.policy.dossier import Dossier
@@ -84,6 +84,7 @@ class World:
     bad_steps: int = 0
     resumed: list[tuple[int, str | None]] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     saves_when_told: bool = False
     can_load: bool | None = None
     twice: bool = False
@@ -110,6 +111,8 @@ class World:
 
     def tell(self, *parts: obs.Batch | obs.Progress) -> None:
         for _ in range(2 if self.twice else 1):
+            # No two reports arrive at the same time: the log of events tells them apart by it.
+            self.now += 0.001
             self._take(fold(self.state, report(*parts), self.config, self.now))
 
     def wait(self, seconds: float) -> None:
@@ -135,6 +138,7 @@ class World:
             now=self.now,
         )
         self.state = thought.state
+        self.events += thought.changes.events
         self.dossiers |= thought.dossiers
         self.entries += thought.entries
 

@@ -2,8 +2,9 @@
 
 The records go through the same fold and the same engine as they did live, with the time at which
 each was received, and so does how far ranks had come, of which the log holds what mattered. Between
-them time passes, as it did live with each tick. What a log does not hold is assumed, and each
-assumption is named.
+them time passes, as it did live with each tick. Where the log tells of a sidecar that looked after the
+checkpoints, all that followed is taken from it too: what scans found, that commands were stopped and
+started again. What a log does not hold is assumed, and each assumption is named.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from gradwatch.collector.policy.dossier import (
 )
 from gradwatch.collector.policy.engine import Answer, decide, due
 from gradwatch.collector.policy.model import Action
+from gradwatch.collector.recovery.perform import LAUNCHERS_SECONDS
+from gradwatch.collector.recovery.think import think
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -75,7 +78,13 @@ def replay(log: Log, policy: Policy, config: FoldConfig | None = None) -> Replay
         config: what the fold was told.
     """
     has_checkpoints = any(isinstance(one.body, obs.CheckpointSeen) for one in log.events)
-    tape = _Tape(log, policy, config or FoldConfig(), assume_checkpoints=not has_checkpoints)
+    tape = _Tape(
+        log,
+        policy,
+        config or FoldConfig(),
+        assume_checkpoints=not has_checkpoints,
+        tells_all=tells_all(log),
+    )
     tape.play()
     rows = sorted(
         (Row(incident, tape.answer(incident)) for incident in tape.state.incidents.values()),
@@ -95,10 +104,16 @@ def lacks_progress(log: Log) -> bool:
     )
 
 
+def tells_all(log: Log) -> bool:
+    """Whether a sidecar looked after the checkpoints: then the log holds what it found and did."""
+    return any(isinstance(one.body, obs.CheckpointRoot) for one in log.events)
+
+
 def _assumptions(log: Log, *, has_checkpoints: bool) -> Iterator[str]:
     if lacks_progress(log):
         yield PASSED
-    yield SAVED if has_checkpoints else ASSUMED
+    if not tells_all(log):
+        yield SAVED if has_checkpoints else ASSUMED
     if log.unknown_kinds:
         yield f"records of an unknown kind are passed over: {', '.join(log.unknown_kinds)}"
 
@@ -111,6 +126,7 @@ class _Tape:
     policy: Policy
     config: FoldConfig
     assume_checkpoints: bool
+    tells_all: bool
     state: State = field(default_factory=State)
     dossiers: dict[str, Dossier] = field(default_factory=dict)
     answers: dict[str, Answer] = field(default_factory=dict)
@@ -125,19 +141,21 @@ class _Tape:
             now = received_at if now is None else max(now, received_at)
             together = tuple(group)
             progress = tuple(one.body for one in together if isinstance(one.body, obs.Progress))
-            self._take_in(fold(self.state, obs.Report(tuple(_batches(together)), progress), self.config, now))
-            for one in together:
-                self._see_checkpoint(one)
+            report = obs.Report(tuple(_batches(together)), progress)
+            self._take_in(fold(self.state, report, self.config, now), now)
+            if not self.tells_all:
+                for one in together:
+                    self._see_checkpoint(one)
             assumed = () if ahead is None else ahead.progress(self.state, together)
             if assumed:
-                self._take_in(fold(self.state, obs.Report(progress=assumed), self.config, now))
+                self._take_in(fold(self.state, obs.Report(progress=assumed), self.config, now), now)
             self._decide(now)
         if now is not None:
             self._let_pass(now, _NEVER)
 
     def answer(self, incident: Incident) -> Answer:
         """What was decided about an incident, or why nothing was."""
-        dossier = self.dossiers[incident.attempt.job]
+        dossier = self.dossiers.get(incident.attempt.job, Dossier(incident.attempt.job))
         taken = next((one for one in dossier.decisions if one.incident == incident.id), None)
         if taken is not None:
             return Answer(taken, taken.reason)
@@ -152,12 +170,12 @@ class _Tape:
             now = min((moment for moment in moments if now < moment < until), default=_NEVER)
             if now == _NEVER:
                 break
-            self._take_in(tick(self.state, self.config, now))
+            self._take_in(tick(self.state, self.config, now), now)
             self._decide(now)
         self.ask_again_at = [moment for moment in self.ask_again_at if moment >= until]
 
     def _silences(self) -> Iterator[float]:
-        """The moments from which on some rank counts as silent that an open incident waits for."""
+        """The moments from which on somebody counts as silent whom an incident or a rollback waits for."""
         late = self.config.confirm_timeout + _LATER
         for incident in self.state.incidents.values():
             if incident.status is Status.CLOSED:
@@ -167,13 +185,37 @@ class _Tape:
                 rank = self.state.journals[incarnation].rank
                 if rank is not None:
                     yield rank.heard_at + late
+        for dossier in self.dossiers.values():
+            if dossier.recovery is not None and dossier.recovery.waiting_since is not None:
+                yield dossier.recovery.waiting_since + LAUNCHERS_SECONDS + _LATER
 
-    def _take_in(self, changes: Changes) -> None:
+    def _take_in(self, changes: Changes, now: float) -> None:
+        if self.tells_all:
+            self._follow(changes, now)
+            return
         self.state = apply(self.state, changes)
         for job in self.state.jobs:
             self.dossiers[job] = observe(self.dossiers.get(job, Dossier(job)), self.state, changes)
 
+    def _follow(self, changes: Changes, now: float) -> None:
+        """As the collector does it: decide, and perform as far as the log says that it was."""
+        thought = think(
+            self.state,
+            self.dossiers,
+            changes,
+            policy_of=lambda _job: self.policy,
+            config=self.config,
+            now=now,
+        )
+        self.state = thought.state
+        self.dossiers.update(thought.dossiers)
+        self.answers.update(thought.answers)
+        again = [answer.ask_again_at for answer in thought.answers.values()]
+        self.ask_again_at += [moment for moment in again if moment is not None]
+
     def _decide(self, now: float) -> None:
+        if self.tells_all:
+            return
         for job, known in self.dossiers.items():
             dossier = known
             for id_ in due(self.state, dossier):
