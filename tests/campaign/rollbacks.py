@@ -215,6 +215,7 @@ def main() -> int:
         folder = arguments.folder or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="gradwatch-rollbacks-"))
         )
+        folder.mkdir(parents=True, exist_ok=True)
         kind = OneNode if arguments.nodes == 1 else TwoNodes
         cluster = stack.enter_context(kind(folder, arguments.ranks or (4 if arguments.nodes == 1 else 2)))
         campaign = Campaign(cluster, folder, lambda text: print(text, flush=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -120,12 +121,15 @@ class Training:
         if self.arguments.on_sigterm == "ignore":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         elif self.arguments.on_sigterm == "save" and self.rank == 0:
-            # In a thread, since the main one may be waiting in a collective that others have left.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=self._save_at_sigterm, daemon=True).start()
+            # In a thread that is woken at once: the main one may be in a collective that others have left.
+            told, tell = socket.socketpair()
+            tell.setblocking(False)
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            signal.set_wakeup_fd(tell.fileno())
+            threading.Thread(target=self._save_at_sigterm, args=(told, tell), daemon=True).start()
 
-    def _save_at_sigterm(self) -> None:
-        signal.sigwait({signal.SIGTERM})
+    def _save_at_sigterm(self, told: socket.socket, _tell: socket.socket) -> None:
+        told.recv(1)
         self.save(f"step-{self.step}-at-sigterm.pt", [])
         os._exit(1)
 
