@@ -82,8 +82,8 @@ def warnings_of(dossier: Dossier) -> list[str]:
     if not any(one.step is None or one.step > good.step for one in bad):
         return []
     text = (
-        f"checkpoints newer than the newest good one, {good.path} (step {good.step}), hold non-finite values: "
-        "a rotation that deletes the oldest will take the good one too. Copy it, or keep more checkpoints"
+        f"checkpoints newer than the newest good one, {good.path} (step {good.step}), hold non-finite "
+        "values: a rotation that deletes the oldest will take the good one too. Copy it, or keep more"
     )
     return [text]
 
