@@ -162,6 +162,12 @@ def test_nothing_is_loaded_inside_of_a_backward_pass(tmp_path):
     assert "inside of a backward pass" in story.said(0, "loaded")[0]["error"]
 
 
+def test_when_a_rank_dies_the_others_end_as_they_would(tmp_path):
+    story = Story(tmp_path, "dying", 2)
+    assert story.told[0]["ends"] == "with the error of DDP"
+    assert story.outputs[0].count("the part 'load' failed") == 1
+
+
 # ---------------------------------------------------------------------- the order file
 
 

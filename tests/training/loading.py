@@ -158,7 +158,7 @@ def orders() -> None:
     from gradwatch.agent import watch
 
     training = Training(SPOOL.parent / "ckpts")
-    watch(training.ddp, training.optimizer, load=training.load)
+    watch(training.ddp, load=training.load)
     for _ in range(3):
         training.update()
     path = training.save()
@@ -288,6 +288,31 @@ def inside() -> None:
     tell(loads=training.loads)
 
 
+def dying() -> None:
+    """A rank is gone from one moment to the next."""
+    from gradwatch.agent import watch
+
+    training = Training(SPOOL.parent / "ckpts")
+    watch(training.ddp, training.optimizer, load=training.load)
+    for _ in range(3):
+        training.update()
+    if RANK == 1:
+        tell(ends="here")
+        os._exit(0)
+    ends = ""
+    try:
+        training.update()
+    except RuntimeError:
+        ends = "with the error of DDP"
+    for _ in range(2):
+        training.optimizer.step()
+    tell(ends=ends)
+    dist.destroy_process_group()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     with process_group():
-        {"orders": orders, "kinds": kinds, "missing": missing, "inside": inside}[sys.argv[1]]()
+        {"orders": orders, "kinds": kinds, "missing": missing, "inside": inside, "dying": dying}[
+            sys.argv[1]
+        ]()
