@@ -55,6 +55,11 @@ bench: $(INSTALLED) ## What watching costs, as ratios in one run (about ten minu
 campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named right?
 	@$(BIN)/python -m tests.campaign.run
 
+.PHONY: campaign-rollbacks
+campaign-rollbacks: $(INSTALLED) ## 50 rollbacks on one node, 20 on two (half an hour; needs root and iproute2)
+	@$(BIN)/python -m tests.campaign.rollbacks --count 50
+	@$(BIN)/python -m tests.campaign.rollbacks --nodes 2 --count 20
+
 .PHONY: clean
 clean: ## Remove what was made here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
