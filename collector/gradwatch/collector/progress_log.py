@@ -7,12 +7,13 @@ far it had come (two for a rank that lost something, or whose records are late).
   about 10 rows, and at most 75; of a rank that is then still waited for, what it reports
   within the confirm timeout;
 - of each rank, its end;
-- what closes the incident;
+- a row at the time at which it is confirmed, and one when it is closed;
 - of bad rounds that were only counted, the first 64, and then one row for each 64th more of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ _FINE = 64
 def log_progress(draft: Draft) -> None:
     """Add to the draft's events how far ranks have come; ask when all else has been folded in."""
     touched = draft.attempts.maps[0].keys() | {rank.attempt for rank in draft.progressed.values()}
+    touched |= {incident.attempt for incident in draft.incidents.maps[0].values()}
     for attempt_id in sorted(touched):
         for rank, progress in [*_rows(draft, attempt_id)]:
             attempt = draft.attempts[attempt_id]
@@ -103,6 +105,9 @@ def _moved_ranks(draft: Draft, before: Attempt, attempt: Attempt) -> Iterator[tu
     known = None if newest is None else draft.state.incidents.get(newest.id)
     was_open = known is not None and known.status is not Status.CLOSED
     moved = newest is not None and any(move.incident == newest.id for move in draft.moves)
+    if moved and not draft.progressed:
+        # Time alone may have done it: the row says when.
+        yield from itertools.islice(_all_ranks(draft, attempt, 0), 1)
     waited_for = _waited_for(attempt, newest) if newest is not None and was_open else -1
     runs_on = was_open and _runs_on(known, newest)
     cleared = _cleared(draft, attempt.id)
@@ -123,12 +128,14 @@ def _moved_ranks(draft: Draft, before: Attempt, attempt: Attempt) -> Iterator[tu
 
 
 def _cleared(draft: Draft, attempt: AttemptId) -> set[int]:
-    """The ranks of which something is known by now that an incident did not know."""
+    """The ranks of which more is known by now than an incident knew, or why it does not know it."""
     cleared: set[int] = set()
     for id_, incident in draft.incidents.maps[0].items():
         before = draft.state.incidents.get(id_)
         if incident.attempt == attempt and before is not None:
-            cleared.update(before.verdict.unknown_ranks.keys() - incident.verdict.unknown_ranks.keys())
+            now = incident.verdict.unknown_ranks
+            unknown = before.verdict.unknown_ranks.items()
+            cleared.update(rank for rank, reason in unknown if now.get(rank) != reason)
     return cleared
 
 

@@ -50,6 +50,8 @@ NO_PATH = "(assumed)"
 
 # Seconds that make up for what is lost in adding to a time.
 _LATER = 0.001
+# The collector lets time pass about every second.
+_TICK = 1.5
 _NEVER = float("inf")
 
 
@@ -143,6 +145,9 @@ class _Tape:
             progress = tuple(one.body for one in together if isinstance(one.body, obs.Progress))
             report = obs.Report(tuple(_batches(together)), progress)
             self._take_in(fold(self.state, report, self.config, now), now)
+            if len(progress) == len(together):
+                # What the log has of a tick that changed something.
+                self._take_in(tick(self.state, self.config, now), now)
             if not self.tells_all:
                 for one in together:
                     self._see_checkpoint(one)
@@ -166,7 +171,9 @@ class _Tape:
         """What time alone changes: a rank that is silent is named unknown, a cooldown ends."""
         now = since
         while True:
-            moments = [*self._silences(), *self.ask_again_at]
+            # A tick that changed an incident is in the log, soon after the moment from which on it could.
+            silences = (moment for moment in self._silences() if moment + _TICK < until)
+            moments = [*silences, *self.ask_again_at]
             now = min((moment for moment in moments if now < moment < until), default=_NEVER)
             if now == _NEVER:
                 break
