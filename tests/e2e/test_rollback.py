@@ -92,7 +92,7 @@ def test_it_goes_back_once_though_collector_and_sidecar_are_killed_and_a_handler
 ):
     # The third bad update in a row, so that there is something to be killed in the middle of.
     with Healed(tmp_path, *FAULT, "--on-sigterm", "save", match='{consecutive_bad_steps: ">=3"}') as healed:
-        until(lambda: healed.place.strikes)
+        until(lambda: healed.place.strikes, 150)
         for name in ("collector", "sidecar"):
             child = child_of(healed.job.process.pid, name)
             if child is not None:
@@ -116,7 +116,7 @@ def test_it_goes_back_when_the_launcher_is_killed_and_the_same_command_is_starte
     tmp_path, without_fault
 ):
     with Healed(tmp_path, *FAULT) as healed:
-        until(lambda: healed.place.strikes)
+        until(lambda: healed.place.strikes, 150)
         healed.job.process.kill()
         healed.job.process.communicate(timeout=60)
         healed.start()
