@@ -17,6 +17,7 @@ from gradwatch.agent.probe.arrival import Arrivals
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
+from gradwatch.agent.probe.message import nonfinite_message
 from gradwatch.agent.probe.rank import identify, unwatched_message
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 # A job that goes on with NaN weights has nothing new to say: after this many bad
 # rounds in a row the rest is only counted.
 ROUNDS_IN_FULL = 16
-GRADIENTS_PER_RECORD = 16
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 
@@ -372,47 +372,6 @@ class Watcher:
             self._bad_streak += 1
         else:
             self._bad_streak = 0
-
-
-def nonfinite_message(model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
-    """The `NonFinite` message in its JSON mapping: the earliest gradients first."""
-    moment = findings.moment
-    placed = []
-    for bad in findings.gradients:
-        position = moment.order.index(bad.key) if bad.key in moment.order else None
-        placed.append((position is None, position or 0, bad))
-    placed.sort(key=lambda item: item[:2])
-    gradients = []
-    for unplaced, position, bad in placed[:GRADIENTS_PER_RECORD]:
-        info = model.info(bad.key)
-        gradient: dict[str, Any] = {
-            "parameter": info.name,
-            "module": info.module,
-            "module_class": info.module_class,
-            "numel": info.numel,
-            "dtype": info.dtype,
-        }
-        if bad.value is not None:
-            gradient["value"] = bad.value
-        if bad.count is not None:
-            gradient["count"] = bad.count
-        if not unplaced:
-            gradient["backward_position"] = position
-        gradients.append(gradient)
-    message: dict[str, Any] = {
-        "root": moment.root,
-        "round": moment.round,
-        "step": moment.step,
-        "bucket": findings.bucket,
-        "gradients": gradients,
-        "gradients_total": len(findings.gradients),
-        "source": "ddp-bucket",
-    }
-    if moment.microbatch is not None:
-        message["microbatch"] = moment.microbatch
-    if moment.batch is not None:
-        message["batch"] = moment.batch
-    return message
 
 
 def _sum(*counts: dict[str, int]) -> dict[str, int]:

@@ -1,0 +1,52 @@
+"""What is journalled of non-finite local gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.rounds import BucketFindings
+
+GRADIENTS_PER_RECORD = 16
+
+
+def nonfinite_message(model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
+    """The `NonFinite` message in its JSON mapping: the earliest gradients first."""
+    moment = findings.moment
+    placed = []
+    for bad in findings.gradients:
+        position = moment.order.index(bad.key) if bad.key in moment.order else None
+        placed.append((position is None, position or 0, bad))
+    placed.sort(key=lambda item: item[:2])
+    gradients = []
+    for unplaced, position, bad in placed[:GRADIENTS_PER_RECORD]:
+        info = model.info(bad.key)
+        gradient: dict[str, Any] = {
+            "parameter": info.name,
+            "module": info.module,
+            "module_class": info.module_class,
+            "numel": info.numel,
+            "dtype": info.dtype,
+        }
+        if bad.value is not None:
+            gradient["value"] = bad.value
+        if bad.count is not None:
+            gradient["count"] = bad.count
+        if not unplaced:
+            gradient["backward_position"] = position
+        gradients.append(gradient)
+    message: dict[str, Any] = {
+        "root": moment.root,
+        "round": moment.round,
+        "step": moment.step,
+        "bucket": findings.bucket,
+        "gradients": gradients,
+        "gradients_total": len(findings.gradients),
+        "source": "ddp-bucket",
+    }
+    if moment.microbatch is not None:
+        message["microbatch"] = moment.microbatch
+    if moment.batch is not None:
+        message["batch"] = moment.batch
+    return message
