@@ -33,6 +33,7 @@ _OURS = (
     "GRADWATCH_TOKEN_FILE",
 )
 _GUARD = "GRADWATCH_GUARD"
+_ROOT = "GRADWATCH_CHECKPOINTS_ROOT"
 _JOB_CHARACTERS = 128
 
 
@@ -58,10 +59,13 @@ def for_command(
     if nested or "GRADWATCH_GENERATION" not in env:
         env["GRADWATCH_GENERATION"] = "0"
     if nested or policy is not None:
-        for name in (_GUARD, *resume.VARIABLES):
+        for name in (_GUARD, _ROOT, *resume.VARIABLES):
             env.pop(name, None)
     if policy is not None and policy.guard is not None:
         env[_GUARD] = json.dumps(policy.guard)
+    if policy is not None and policy.checkpoints is not None:
+        # Ranks that load in process take no path from outside of it.
+        env[_ROOT] = policy.checkpoints.root
     # torchrun's restarts read rendezvous keys of the attempt before (pytorch issue 135712).
     env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env

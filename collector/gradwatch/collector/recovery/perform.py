@@ -78,7 +78,8 @@ class _Performing(NamedTuple):
         refused = refusal_to_perform(self.state, self.dossier, decision) or self._no_launcher()
         if refused is not None:
             return self._concluded(decision, Outcome.REFUSED, refused)
-        if self._all_can_load():
+        # A script that loads in process cannot be told to leave batches out.
+        if self._all_can_load() and not decision.skip_batches:
             recovery = Recovery(
                 decision.id, decision.generation, (), Phase.SCANNING, self.now, in_process=True
             )
