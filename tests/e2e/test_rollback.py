@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from tests.agent.test_bitwise import same_bits
-from tests.cli.command import child_of, processes_with, until
+from tests.cli.command import child_of, gradwatch, processes_with, until
 from tests.e2e.jobs import Job
 from tests.ranks import run_ranks
 from tests.recovery import STANDALONE, Gate, Place, embedded, performed, write_policy
@@ -85,6 +87,34 @@ def test_it_goes_back_and_ends_as_if_nothing_had_happened(tmp_path, without_faul
     assert "step-15.pt" in [path.name for path in set_aside]
     for path in set_aside:
         assert not all(weight.isfinite().all() for weight in torch.load(path)["model"].values())
+    assert decided_again(healed) == [known(decision)]
+
+
+def decided_again(healed):
+    """What `policy test` says of the recorded run."""
+    events = gradwatch("events", "healed", "--json", "--state-dir", healed.job.state_dir)
+    recorded = healed.place.folder / "events.jsonl"
+    recorded.write_text(events.stdout)
+    tried = gradwatch("policy", "test", healed.policy, recorded, "--json")
+    return [known(json.loads(line)) for line in tried.stdout.splitlines()]
+
+
+def known(decision):
+    """A decision without the time, which the next tick decides, and without what only a live run has."""
+    return {key: value for key, value in decision.items() if key != "at"}
+
+
+def test_it_goes_back_without_a_restart_when_the_script_says_how(tmp_path, without_fault):
+    with Healed(tmp_path, *FAULT, "--in-process") as healed:
+        _, report = ends_as_if_nothing_had_happened(healed, without_fault)
+    (decision,) = performed(report)
+    assert decision["in_process"]
+    assert decision["checkpoint"]["step"] == 10
+    assert report["generations"] == 2
+    assert report["attempts"] == 1
+    # It was never stopped, and nothing was moved.
+    assert [step for _, step in healed.place.beginnings] == [0, 10]
+    assert healed.place.quarantined() == []
 
 
 def test_it_goes_back_once_though_collector_and_sidecar_are_killed_and_a_handler_saves_the_poison(

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradwatch.agent import watch
 from tests.training.group import process_group
 from tests.training.transient import Transient
 
@@ -97,8 +98,9 @@ class Training:
         self.optimizer.zero_grad()
         loss = self.model(batch).square().mean()
         loss.backward()
-        self.optimizer.step()
+        # Counted first: at the end of the optimizer's step a checkpoint may be loaded in process.
         self.step += 1
+        self.optimizer.step()
         return bool(loss.isfinite())
 
     def save_if_due(self) -> None:
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument(
         "--crash", action="store_true", help="leave with an error when the loss is not finite"
     )
+    parser.add_argument("--in-process", action="store_true", help="load a checkpoint without a restart")
     parser.add_argument("--until", type=Path, help="past the last step, wait until this file is there")
     Transient.add_arguments(parser)
     arguments = parser.parse_args()
@@ -153,6 +156,8 @@ def main() -> None:
     with process_group() as rank:
         training = Training(rank, arguments)
         training.obey_sigterm()
+        if arguments.in_process:
+            watch(training.model, training.optimizer, load=training.resume)
         if arguments.resume:
             training.resume(arguments.resume)
         train(training, fault)
