@@ -9,6 +9,7 @@ import pytest
 from gradwatch.cli.demo import shards
 from gradwatch.cli.demo.run import Outcome
 from tests.cli.command import gradwatch
+from tests.ranks import REPOSITORY
 
 
 @pytest.mark.e2e
@@ -23,6 +24,21 @@ def test_the_demo_names_what_it_planted():
         planted.parameter,
     )
     assert any(line.startswith("gradwatch_incidents_total") for line in result.json["metrics"])
+
+
+@pytest.mark.e2e
+def test_under_its_policy_the_demo_skips_then_rolls_back_and_ends_finite():
+    policy = REPOSITORY / "examples" / "demo-policy.yaml"
+    result = gradwatch(
+        "demo", "--json", "--seed", 3, "--fault", "recurring-nan", "--policy", policy, timeout=400
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.json["finite"]
+    report = result.json["report"]
+    assert {one["outcome"] for one in report["decisions"] if one["action"] == "rollback"} == {"performed"}
+    first, *_ = result.json["report"]["incidents"]
+    assert "The guard skipped the update" in " ".join(first["verdict"])
+    assert report["generations"] >= 2
 
 
 def test_one_bit_of_one_shard_is_damaged(tmp_path):
