@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from gradwatch.collector.fold import tick
 from gradwatch.collector.model import Changes, apply, merged
 from gradwatch.collector.policy.checkpoints import newest_good
+from gradwatch.collector.policy.decision import Outcome
 from gradwatch.collector.policy.dossier import Dossier, observe, with_decision
 from gradwatch.collector.policy.engine import decide, due
 from gradwatch.collector.recovery import ledger, perform
@@ -97,9 +98,14 @@ def _jobs(state: State, changes: Changes, dossiers: Mapping[str, Dossier]) -> se
         *(incident.attempt.job for incident in changes.incidents.values()),
         *(journal.job for journal in changes.journals.values() if journal.job is not None),
         # Time alone moves these on.
-        *(name for name, known in dossiers.items() if known.recovery is not None or known.halt is not None),
+        *(name for name, known in dossiers.items() if _is_under_way(state, known)),
     }
     return touched & state.jobs.keys()
+
+
+def _is_under_way(state: State, dossier: Dossier) -> bool:
+    pending = any(one.outcome is Outcome.PENDING for one in dossier.decisions)
+    return dossier.recovery is not None or pending or bool(due(state, dossier))
 
 
 class _Mind:
@@ -119,12 +125,14 @@ class _Mind:
 
     def observe(self, changes: Changes) -> None:
         """Keep the books."""
-        pin = newest_good(self.dossier.checkpoints)
-        dossier = observe(self.dossier, self.state, changes)
+        dossier = before = observe(self.dossier, self.state, changes)
         for event in changes.events:
             if event.job == dossier.job:
                 dossier = note(ledger.see(dossier, event), event)
         self.dossier = dossier
+        if dossier.checkpoints == before.checkpoints:
+            return
+        pin = newest_good(before.checkpoints)
         now_pinned = newest_good(dossier.checkpoints)
         if now_pinned == pin:
             return
