@@ -61,10 +61,10 @@ class Training:
     def __init__(self, rank: int, arguments: argparse.Namespace) -> None:
         self.rank = rank
         self.arguments = arguments
-        # A bucket per parameter. DDP lays its buckets out anew after the first backward pass of a process,
-        # and with more than two ranks the place in a bucket decides in which order gloo adds up: then
-        # the first update after a resume is another one in the last bit, watched or not.
-        self.model = DistributedDataParallel(new_model(), bucket_cap_mb=1e-5)
+        # So that buckets stay as they are. Else DDP lays them out anew after the first backward pass of a
+        # process, and with more than two ranks the place in a bucket decides in which order gloo adds up:
+        # the first update after a resume would be another one in the last bit, watched or not.
+        self.model = DistributedDataParallel(new_model(), find_unused_parameters=True)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
         self.data = Data(rank, dist.get_world_size())
         self.step = self.began_at = self.saved = 0
