@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -91,13 +92,15 @@ def kill_at_random(run: subprocess.Popen[str], role: str, killed: list[int], don
     launcher = psutil.Process(run.pid)
     while len(killed) < KILLS and not done.wait(random.uniform(0.2, 1.5)):
         try:
-            children = [child for child in launcher.children() if role in child.cmdline()]
+            children = launcher.children()
         except psutil.NoSuchProcess:
             return
         for child in children:
-            if child.pid not in killed:
-                child.send_signal(signal.SIGKILL)
-                killed.append(child.pid)
+            # One that we killed may not be reaped yet, or be reaped just now.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.pid not in killed and role in child.cmdline():
+                    child.send_signal(signal.SIGKILL)
+                    killed.append(child.pid)
 
 
 @pytest.mark.e2e
