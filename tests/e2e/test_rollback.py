@@ -155,13 +155,6 @@ def test_it_goes_back_when_the_launcher_is_killed_and_the_same_command_is_starte
     assert [step for _, step in healed.place.beginnings] == [0, 10]
 
 
-def test_workers_that_ignore_sigterm_are_waited_for_and_killed(tmp_path, without_fault):
-    with Healed(tmp_path, *FAULT, "--on-sigterm", "ignore") as healed:
-        _, report = ends_as_if_nothing_had_happened(healed, without_fault)
-    assert len(performed(report)) == 1
-    assert report["generations"] == 2
-
-
 def test_a_job_that_fails_again_in_the_same_step_is_halted_by_its_budget(tmp_path):
     with Healed(tmp_path, *FAULT, "--bad-when", "always") as healed:
         result = healed.finish()
