@@ -148,17 +148,7 @@ class Store:
         Raises:
             StoreError: they cannot be read.
         """
-        wanted = (
-            sa.select(tables.event)
-            .where(tables.event.c.job == job, tables.event.c.id > after)
-            .order_by(tables.event.c.id)
-            .limit(limit)
-        )
-        try:
-            with self._connected().begin():
-                rows = [dict(row) for row in self._connected().execute(wanted).mappings()]
-        except sa.exc.SQLAlchemyError as error:
-            raise self._broken("read", error) from error
+        rows = self._page(tables.event, job, after, limit)
         return [{**row, "body": json.loads(row["body"])} for row in rows]
 
     def audit(self, job: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
@@ -172,22 +162,23 @@ class Store:
         Raises:
             StoreError: it cannot be read.
         """
+        return self._page(tables.audit, job, after, limit)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._disconnect()
+        self._engine.dispose()
+
+    def _page(self, table: sa.Table, job: str, after: int, limit: int) -> list[dict[str, Any]]:
+        """Rows of a log, in the order in which they were added."""
         wanted = (
-            sa.select(tables.audit)
-            .where(tables.audit.c.job == job, tables.audit.c.id > after)
-            .order_by(tables.audit.c.id)
-            .limit(limit)
+            sa.select(table).where(table.c.job == job, table.c.id > after).order_by(table.c.id).limit(limit)
         )
         try:
             with self._connected().begin():
                 return [dict(row) for row in self._connected().execute(wanted).mappings()]
         except sa.exc.SQLAlchemyError as error:
             raise self._broken("read", error) from error
-
-    def close(self) -> None:
-        """Let go of the database."""
-        self._disconnect()
-        self._engine.dispose()
 
     def _connected(self) -> sa.Connection:
         if self._connection is None:

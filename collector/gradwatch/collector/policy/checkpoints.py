@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from gradwatch.collector.policy.dossier import Checkpoint
 
 
+# Where no step is known to be bad: above every step.
+ANY_STEP = 1 << 62
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The newest good checkpoint, if there is one, and why it is not another."""
@@ -54,8 +58,7 @@ def choose(ledger: Sequence[Checkpoint], first_bad_step: int | None, margin_step
 
 def newest_good(ledger: Sequence[Checkpoint]) -> Target | None:
     """The newest good checkpoint of all: what a job starts from when nothing is wrong."""
-    newest = max((one.step for one in ledger if one.step is not None), default=0)
-    return choose(ledger, newest + 1).target
+    return choose(ledger, ANY_STEP).target
 
 
 def newer_than(ledger: Sequence[Checkpoint], target: Target) -> tuple[str, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from gradwatch.collector.policy.checkpoints import choose, newer_than, newest_good
+from gradwatch.collector.policy.checkpoints import ANY_STEP, choose, newer_than
 from gradwatch.collector.policy.decision import Decision, Evidence, Outcome, decision_id
 from gradwatch.collector.policy.document import policy_hash
 from gradwatch.collector.policy.effects import effect_of
@@ -37,9 +36,9 @@ def operator_rollback(
         return f"decision {dossier.recovery.decision} rolls it back already"
     if all(launch.ended_at is not None for launch in job.launches.values()):
         return "no `gradwatch run` of the job is there to perform it"
-    target = newest_good(dossier.checkpoints)
+    choice = choose(dossier.checkpoints, ANY_STEP)
+    target = choice.target
     if target is None:
-        choice = choose(dossier.checkpoints, sys.maxsize)
         return f"there is no good checkpoint: {choice.why_none}"
     quarantine = newer_than(dossier.checkpoints, target)
     number = sum(one.incident is None for one in dossier.decisions)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradwatch.collector.model import CommandState
-from gradwatch.collector.policy.checkpoints import choose, newer_than
+from gradwatch.collector.policy.checkpoints import ANY_STEP, choose, newer_than
 from gradwatch.collector.policy.decision import Outcome, conclude
 from gradwatch.collector.policy.dossier import with_decision
 from gradwatch.collector.policy.effects import effect_of
@@ -155,8 +155,7 @@ class _Performing(NamedTuple):
     def _await_loads(self, recovery: Recovery, decision: Decision) -> Step | None:
         if recovery.error is not None:
             return self._fall_back(decision, recovery.error)
-        loaders = self.dossier.loaders
-        if loaders is not None and set(recovery.loaded) >= set(range(self._world_size(recovery))):
+        if set(recovery.loaded) >= set(range(self._world_size(recovery))):
             return self._restart(replace(decision, in_process=True), decision.generation + 1)
         if recovery.waiting_since is not None and self.now - recovery.waiting_since >= LAUNCHERS_SECONDS:
             why = f"not every rank has loaded the checkpoint within {duration(LAUNCHERS_SECONDS)}"
@@ -196,7 +195,9 @@ class _Performing(NamedTuple):
         margin = 0 if self.policy is None else self.policy.rollback.margin_steps
         mode = Quarantine.MOVE if self.policy is None else self.policy.rollback.quarantine
         known = self.dossier.checkpoints
-        choice = choose(known, self._older_than(decision), margin)
+        # An operator names no bad step: the newest good one is meant.
+        first_bad = ANY_STEP if decision.first_bad_step is None else decision.first_bad_step
+        choice = choose(known, first_bad, margin)
         if choice.target is None:
             why = f"looked at again, there is no good checkpoint: {choice.why_none}"
             return self._failed(decision, why)
@@ -248,12 +249,6 @@ class _Performing(NamedTuple):
 
     # ---------------------------------------------------------------- helpers
 
-    def _older_than(self, decision: Decision) -> int:
-        """The first bad step; an operator who names none means: the newest good one."""
-        if decision.first_bad_step is not None:
-            return decision.first_bad_step
-        return max((one.step for one in self.dossier.checkpoints if one.step is not None), default=0) + 1
-
     def _why_no_scanner(self, recovery: Recovery) -> str | None:
         """Why nobody will look at the checkpoints; None while somebody does, or may yet."""
         living = {launch.id for launch in self._living()}
@@ -273,7 +268,7 @@ class _Performing(NamedTuple):
         return [launch for launch in self.job.launches.values() if launch.ended_at is None]
 
     def _failed(self, decision: Decision, why: str) -> Step:
-        """The command is stopped, and there is nothing to go on with: the job ends."""
+        """There is nothing to go on with: the job ends."""
         failed = conclude(decision, Outcome.FAILED, why)
         halt = Halt(decision.id, self.job.run, why)
         dossier = replace(with_decision(self.dossier, failed), recovery=None, halt=halt)
