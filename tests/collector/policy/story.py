@@ -26,6 +26,19 @@ ROLL_BACK = """
       - {name: any, match: {}, action: rollback}
     checkpoints: {root: /ckpts}
 """
+ONE = """
+    guard: {on_nonfinite: skip_step, max_consecutive: 3}
+    rules:
+      - {name: it, match: {%s}, action: warn}
+      - {name: else, match: {}, action: ignore}
+"""
+BURST = """
+    mode: enforce
+    rules:
+      - {name: burst, match: {consecutive_bad_steps: ">=3"}, action: rollback}
+      - {name: other, match: {}, action: warn}
+    checkpoints: {root: /ckpts}
+"""
 
 
 def policy(text: str) -> Policy:
