@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gradwatch.cli import options, paths
+from gradwatch.cli import options
 
 
 def audit(
@@ -17,10 +17,10 @@ def audit(
     json: options.Json = False,
 ) -> None:
     """List what was decided about a job, what was done and why; with --json one line each."""
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import asked
 
-    source = open_source(url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file))
+    source = asked(url, state_dir, tls_ca, token_file)
     found = source.audit(job)
     if json:
         output.print_json_lines(found)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradwatch.cli import options, paths
+from gradwatch.cli import options
 
 
 def events(
@@ -17,12 +17,10 @@ def events(
     json: options.Json = False,
 ) -> None:
     """List what the processes of a job reported; with --json one record a line."""
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import asked
 
-    found = open_source(
-        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
-    ).events(job)
+    found = asked(url, state_dir, tls_ca, token_file).events(job)
     if json:
         output.print_json_lines(found)
         return

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gradwatch.cli import options, paths
+from gradwatch.cli import options
 
 
 def incident(
@@ -17,10 +17,10 @@ def incident(
     json: options.Json = False,
 ) -> None:
     """Tell one incident: who was first and where, who was clean, what is not known."""
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import asked
 
-    source = open_source(url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file))
+    source = asked(url, state_dir, tls_ca, token_file)
     document = source.incident(incident_id)
     if json:
         output.print_json(document)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gradwatch.cli import options, paths
+from gradwatch.cli import options
 
 
 def incidents(
@@ -17,12 +17,10 @@ def incidents(
     json: options.Json = False,
 ) -> None:
     """List the incidents: who was first, where, and what has become of it."""
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import asked
 
-    found = open_source(
-        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
-    ).incidents(job)
+    found = asked(url, state_dir, tls_ca, token_file).incidents(job)
     if json:
         output.print_json(found)
         return

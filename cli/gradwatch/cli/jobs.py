@@ -2,7 +2,7 @@
 
 import typer
 
-from gradwatch.cli import options, paths
+from gradwatch.cli import options
 
 
 def jobs(
@@ -14,12 +14,10 @@ def jobs(
     json: options.Json = False,
 ) -> None:
     """List the jobs."""
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import asked
 
-    found = open_source(
-        url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file)
-    ).jobs()
+    found = asked(url, state_dir, tls_ca, token_file).jobs()
     if json:
         output.print_json(found)
         return

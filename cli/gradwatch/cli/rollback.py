@@ -29,10 +29,10 @@ def rollback(
 ) -> None:
     """Stop a job that runs, and have it go on from its newest checkpoint that is known good."""
     del to  # there is one place so far
-    from gradwatch.cli import access, output
-    from gradwatch.cli.source import Api, open_source
+    from gradwatch.cli import output
+    from gradwatch.cli.source import Api, asked
 
-    source = open_source(url, paths.state_dir(state_dir), access.of_reader(ca=tls_ca, token_file=token_file))
+    source = asked(url, state_dir, tls_ca, token_file)
     if not isinstance(source, Api):
         raise UnavailableError(
             f"no collector runs on {paths.state_dir(state_dir)}: the job does not run either"

@@ -7,13 +7,15 @@ import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from gradwatch.cli.access import check_url
+from gradwatch.cli import access, paths
 from gradwatch.cli.errors import UnavailableError, UsageError
 from gradwatch.cli.launcher import collector_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from pydantic import BaseModel
 
     from gradwatch.agent.sidecar.access import Credentials
     from gradwatch.collector.reader import Reader
@@ -41,6 +43,17 @@ class Source(Protocol):
 
     def audit(self, job: str) -> list[Document]:
         """A job's audit trail, oldest first."""
+
+
+def asked(url: str | None, state_dir: Path | None, tls_ca: Path | None, token_file: Path | None) -> Source:
+    """Where a reading command's options say to read.
+
+    Raises:
+        UnavailableError: as `open_source`.
+        UsageError: as `open_source`; a file is of no use.
+    """
+    shown = access.of_reader(ca=tls_ca, token_file=token_file)
+    return open_source(url, paths.state_dir(state_dir), shown)
 
 
 def open_source(url: str | None, state_dir: Path, shown: Credentials) -> Source:
@@ -81,7 +94,7 @@ class Api:
     def __init__(self, url: str, shown: Credentials) -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} is not a URL, such as http://127.0.0.1:7701")
-        check_url(url, shown)
+        access.check_url(url, shown)
         self._shown = shown
         self.url = url.rstrip("/")
 
@@ -100,13 +113,11 @@ class Api:
 
     def events(self, job: str) -> list[Document]:
         """As `Source`."""
-        path = f"/api/v1/jobs/{quote(job)}/events"
-        return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
+        return self._all_rows(f"/api/v1/jobs/{quote(job)}/events")
 
     def audit(self, job: str) -> list[Document]:
         """As `Source`."""
-        path = f"/api/v1/jobs/{quote(job)}/audit"
-        return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
+        return self._all_rows(f"/api/v1/jobs/{quote(job)}/audit")
 
     def roll_back(self, job: str, operator: str) -> Document:
         """Ask for a rollback to the newest good checkpoint; the decision.
@@ -118,6 +129,9 @@ class Api:
         headers = {"X-Gradwatch-Operator": operator}
         path = f"/api/v1/jobs/{quote(job)}/rollback"
         return dict(self._ask("POST", path, headers=headers, json={"to": "last-good"}))
+
+    def _all_rows(self, path: str) -> list[Document]:
+        return _all_pages(lambda after: list(self._get(path, after=str(after), limit=str(_MANY))))
 
     def _get(self, path: str, **query: str) -> Any:
         return self._ask("GET", path, params=query)
@@ -203,24 +217,19 @@ class Folder:
     def events(self, job: str) -> list[Document]:
         """As `Source`."""
         with self._opened() as reader:
-            if reader.job(job) is None:
-                raise UnavailableError(f"no job {job!r} in {self._state_dir}; `gradwatch jobs` lists them")
-
-            def page(after: int) -> list[Document]:
-                return [
-                    event.model_dump(mode="json") for event in reader.events(job, after=after, limit=_MANY)
-                ]
-
-            return _all_pages(page)
+            return self._all_rows(reader, job, reader.events)
 
     def audit(self, job: str) -> list[Document]:
         """As `Source`."""
         with self._opened() as reader:
+            return self._all_rows(reader, job, reader.audit)
 
-            def page(after: int) -> list[Document]:
-                return [one.model_dump(mode="json") for one in reader.audit(job, after=after, limit=_MANY)]
-
-            return _all_pages(page)
+    def _all_rows(self, reader: Reader, job: str, rows: Callable[..., Sequence[BaseModel]]) -> list[Document]:
+        if reader.job(job) is None:
+            raise UnavailableError(f"no job {job!r} in {self._state_dir}; `gradwatch jobs` lists them")
+        return _all_pages(
+            lambda after: [row.model_dump(mode="json") for row in rows(job, after=after, limit=_MANY)]
+        )
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Reader]:

@@ -18,8 +18,7 @@ StatusFilter = Annotated[
     Literal["suspected", "confirmed", "closed", "open"] | None,
     Query(description="Only in this status; open stands for suspected and confirmed."),
 ]
-IncidentLimit = Annotated[int, Query(ge=1, le=10_000)]
-EventLimit = Annotated[int, Query(ge=1, le=10_000)]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
 Operator = Annotated[
     str, Header(alias="X-Gradwatch-Operator", min_length=1, max_length=200, description="Who asks for it.")
 ]
@@ -82,12 +81,12 @@ def _jobs(engine: Engine) -> APIRouter:
 
     # A job's name may contain slashes: what can follow it is matched first.
     @router.get("/{job:path}/events")
-    async def get_events(job: str, after: After = 0, limit: EventLimit = 1000) -> list[schema.EventDocument]:
+    async def get_events(job: str, after: After = 0, limit: Limit = 1000) -> list[schema.EventDocument]:
         _must_know(engine, job)
         return [document.event(row) for row in await engine.events(job, after=after, limit=limit)]
 
     @router.get("/{job:path}/audit")
-    async def get_audit(job: str, after: After = 0, limit: EventLimit = 1000) -> list[schema.AuditDocument]:
+    async def get_audit(job: str, after: After = 0, limit: Limit = 1000) -> list[schema.AuditDocument]:
         _must_know(engine, job)
         return [document.audit(row) for row in await engine.audit(job, after=after, limit=limit)]
 
@@ -116,7 +115,7 @@ def _incidents(engine: Engine) -> APIRouter:
 
     @router.get("")
     async def get_incidents(
-        job: JobFilter = None, status: StatusFilter = None, limit: IncidentLimit = 100
+        job: JobFilter = None, status: StatusFilter = None, limit: Limit = 100
     ) -> list[schema.IncidentDocument]:
         return document.incidents(engine.state, engine.books, job=job, status=status, limit=limit)
 

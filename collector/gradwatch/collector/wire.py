@@ -32,8 +32,6 @@ _PHASES: Mapping[int, obs.Phase] = {
     pb.PHASE_LOSS: obs.Phase.LOSS,
     pb.PHASE_BACKWARD: obs.Phase.BACKWARD,
 }
-
-
 _COMPLETENESS: Mapping[int, obs.Completeness] = {
     pb.COMPLETENESS_COMPLETE: obs.Completeness.COMPLETE,
     pb.COMPLETENESS_IN_FLIGHT: obs.Completeness.IN_FLIGHT,
@@ -96,12 +94,15 @@ def write_directive(what: Order | Task) -> pb.Directive:
 
 def _record(incarnation: str, message: pb.Record) -> obs.Record:
     at = message.at if math.isfinite(message.at) and message.at > 0 else None
-    kind = message.WhichOneof("body")
-    if kind is None or kind not in _READERS:
-        return obs.Record(message.seq, at, None, (DropReason.UNKNOWN_RECORD,))
+    kind = message.WhichOneof("body") or ""
     drops: list[DropReason] = []
     try:
-        body = _READERS[kind](getattr(message, kind), drops)
+        if kind in _READERS:
+            body = _READERS[kind](getattr(message, kind))
+        elif kind in _READERS_OF_PARTS:
+            body = _READERS_OF_PARTS[kind](getattr(message, kind), drops)
+        else:
+            return obs.Record(message.seq, at, None, (DropReason.UNKNOWN_RECORD,))
         same = kind != "hello" or message.hello.incarnation == incarnation
         _check(same, "the hello is of another incarnation than its journal")
     except _MalformedError as error:
@@ -113,8 +114,7 @@ def _record(incarnation: str, message: pb.Record) -> obs.Record:
 # ---------------------------------------------------------------- bodies
 
 
-def _hello(message: pb.Hello, drops: list[DropReason]) -> obs.Hello:
-    del drops
+def _hello(message: pb.Hello) -> obs.Hello:
     _check(bool(message.job), "it names no job")
     _check(message.rank >= 0 and message.world_size >= 1, "rank or world size is out of range")
     _check(message.generation >= 0, "the generation is negative")
@@ -137,8 +137,7 @@ def _hello(message: pb.Hello, drops: list[DropReason]) -> obs.Hello:
     )
 
 
-def _model(message: pb.Model, drops: list[DropReason]) -> obs.ModelSeen:
-    del drops
+def _model(message: pb.Model) -> obs.ModelSeen:
     return obs.ModelSeen(
         root=message.root,
         module_class=message.module_class,
@@ -187,18 +186,15 @@ def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradie
     )
 
 
-def _checkpoint(message: pb.CheckpointSeen, drops: list[DropReason]) -> obs.CheckpointSeen:
-    del drops
+def _checkpoint(message: pb.CheckpointSeen) -> obs.CheckpointSeen:
     return obs.CheckpointSeen(path=message.path, step=_known(message, "step"), declared=message.declared)
 
 
-def _fault(message: pb.Fault, drops: list[DropReason]) -> obs.Fault:
-    del drops
+def _fault(message: pb.Fault) -> obs.Fault:
     return obs.Fault(part=message.part, error=message.error)
 
 
-def _unwatched(message: pb.Unwatched, drops: list[DropReason]) -> obs.Unwatched:
-    del drops
+def _unwatched(message: pb.Unwatched) -> obs.Unwatched:
     _check(bool(message.job), "it names no job")
     return obs.Unwatched(
         job=message.job,
@@ -211,9 +207,8 @@ def _unwatched(message: pb.Unwatched, drops: list[DropReason]) -> obs.Unwatched:
     )
 
 
-def _launch_started(message: pb.LaunchStarted, drops: list[DropReason]) -> obs.LaunchStarted:
-    del drops
-    _check(bool(message.job and message.launch), "it names no job or no launch")
+def _launch_started(message: pb.LaunchStarted) -> obs.LaunchStarted:
+    _check_launch(message)
     _check(message.generation >= 0, "the generation is negative")
     return obs.LaunchStarted(
         job=message.job,
@@ -226,9 +221,8 @@ def _launch_started(message: pb.LaunchStarted, drops: list[DropReason]) -> obs.L
     )
 
 
-def _launch_ended(message: pb.LaunchEnded, drops: list[DropReason]) -> obs.LaunchEnded:
-    del drops
-    _check(bool(message.job and message.launch), "it names no job or no launch")
+def _launch_ended(message: pb.LaunchEnded) -> obs.LaunchEnded:
+    _check_launch(message)
     return obs.LaunchEnded(
         job=message.job,
         generation=message.generation,
@@ -238,8 +232,7 @@ def _launch_ended(message: pb.LaunchEnded, drops: list[DropReason]) -> obs.Launc
     )
 
 
-def _skipped(message: pb.Skipped, drops: list[DropReason]) -> obs.Skipped:
-    del drops
+def _skipped(message: pb.Skipped) -> obs.Skipped:
     _check(message.step >= 0 and message.round >= 0, "a step or round is negative")
     return obs.Skipped(
         step=message.step,
@@ -250,20 +243,17 @@ def _skipped(message: pb.Skipped, drops: list[DropReason]) -> obs.Skipped:
     )
 
 
-def _guard_off(message: pb.GuardOff, drops: list[DropReason]) -> obs.GuardOff:
-    del drops
+def _guard_off(message: pb.GuardOff) -> obs.GuardOff:
     return obs.GuardOff(reason=message.reason)
 
 
-def _command_started(message: pb.CommandStarted, drops: list[DropReason]) -> obs.CommandStarted:
-    del drops
-    _check(bool(message.job and message.launch), "it names no job or no launch")
+def _command_started(message: pb.CommandStarted) -> obs.CommandStarted:
+    _check_launch(message)
     return obs.CommandStarted(job=message.job, generation=message.generation, launch=message.launch)
 
 
-def _command_stopped(message: pb.CommandStopped, drops: list[DropReason]) -> obs.CommandStopped:
-    del drops
-    _check(bool(message.job and message.launch), "it names no job or no launch")
+def _command_stopped(message: pb.CommandStopped) -> obs.CommandStopped:
+    _check_launch(message)
     return obs.CommandStopped(
         job=message.job,
         generation=message.generation,
@@ -273,8 +263,7 @@ def _command_stopped(message: pb.CommandStopped, drops: list[DropReason]) -> obs
     )
 
 
-def _checkpoint_root(message: pb.CheckpointRoot, drops: list[DropReason]) -> obs.CheckpointRoot:
-    del drops
+def _checkpoint_root(message: pb.CheckpointRoot) -> obs.CheckpointRoot:
     _check(bool(message.job and message.root), "it names no job or no root")
     return obs.CheckpointRoot(
         job=message.job,
@@ -313,29 +302,25 @@ def _checkpoint_scanned(message: pb.CheckpointScanned, drops: list[DropReason]) 
     )
 
 
-def _checkpoint_gone(message: pb.CheckpointGone, drops: list[DropReason]) -> obs.CheckpointGone:
-    del drops
+def _checkpoint_gone(message: pb.CheckpointGone) -> obs.CheckpointGone:
     _check(bool(message.path), "it names no path")
     return obs.CheckpointGone(path=message.path)
 
 
-def _task_done(message: pb.TaskDone, drops: list[DropReason]) -> obs.TaskDone:
-    del drops
+def _task_done(message: pb.TaskDone) -> obs.TaskDone:
     kind = _TASKS.get(message.kind)
     if kind is None:
         raise _MalformedError("it is of a task of an unknown kind")
     return obs.TaskDone(id=message.id, kind=kind, error=message.error, paths=tuple(message.paths))
 
 
-def _loaded(message: pb.Loaded, drops: list[DropReason]) -> obs.Loaded:
-    del drops
+def _loaded(message: pb.Loaded) -> obs.Loaded:
     return obs.Loaded(order=message.order, path=message.path, step=message.step, error=message.error)
 
 
-_READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
+_READERS: Mapping[str, Callable[[Any], obs.Body]] = {
     "hello": _hello,
     "model": _model,
-    "nonfinite": _nonfinite,
     "checkpoint": _checkpoint,
     "fault": _fault,
     "unwatched": _unwatched,
@@ -346,11 +331,15 @@ _READERS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "command_started": _command_started,
     "command_stopped": _command_stopped,
     "checkpoint_root": _checkpoint_root,
-    "checkpoint_scanned": _checkpoint_scanned,
     "checkpoint_gone": _checkpoint_gone,
     "task_done": _task_done,
     "loaded": _loaded,
-    "can_load": lambda _message, _drops: obs.CanLoad(),
+    "can_load": lambda _message: obs.CanLoad(),
+}
+# Of these a value may be of no use, and the record still be.
+_READERS_OF_PARTS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
+    "nonfinite": _nonfinite,
+    "checkpoint_scanned": _checkpoint_scanned,
 }
 
 
@@ -396,6 +385,10 @@ def _enum(message: Any, field: str, meanings: Mapping[int, Any], drops: list[Dro
 
 def _finite(seconds: float) -> float:
     return seconds if math.isfinite(seconds) and seconds >= 0 else 0.0
+
+
+def _check_launch(message: Any) -> None:
+    _check(bool(message.job and message.launch), "it names no job or no launch")
 
 
 def _check(holds: bool, complaint: str) -> None:
