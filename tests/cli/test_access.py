@@ -155,14 +155,13 @@ def test_a_sidecar_that_is_refused_again_and_again_says_so_once(caplog):
             self.streams += 1
             if self.streams <= 6:
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "give a token")
-            async for directive in super().Stream(request_iterator, context):
-                yield directive
+            await super().Stream(request_iterator, context)
 
     async def scenario() -> None:
         ingest = Refusing()
         await ingest.start()
         shown = Credentials(token=TOKEN)
-        client = Client(lambda: ingest.address, pb.Sidecar(id="s"), lambda _: None, lambda: shown)
+        client = Client(lambda: ingest.address, lambda: pb.Sidecar(id="s"), lambda _: None, lambda: shown)
         await asyncio.wait_for(client.connect(), 60)
         await client.close()
         await ingest.stop()

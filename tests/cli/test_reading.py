@@ -87,7 +87,10 @@ def test_jobs_and_events_are_listed(state_dir):
     assert "2 of 2" in gradwatch("jobs", "--state-dir", state_dir).stdout
     events = gradwatch("events", "job", "--state-dir", state_dir).stdout
     assert "parameter=head.weight value=nan" in events
-    assert len(events.splitlines()) == 1 + 3
+    rows = events.splitlines()[1:]
+    # Beside the three records, the log says how far each rank had come.
+    assert len(rows) == 3 + 2
+    assert sum(" progress " in row for row in rows) == 2
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,7 @@ def test_jobs_and_events_are_listed(state_dir):
     [
         (["incident", "nonsense"], 1, "nonsense"),
         (["events", "nonsense"], 1, "nonsense"),
+        (["audit", "nonsense"], 1, "nonsense"),
         (["incidents", "--url", "nonsense"], 2, "is not a URL"),
         (["incidents", "--url", "http://127.0.0.1:1"], 1, "no collector answers at http://127.0.0.1:1"),
         (["incident"], 2, "ID"),

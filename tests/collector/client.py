@@ -100,6 +100,10 @@ class Sidecar:
         await self._call.write(report)
         await self.until(lambda directive: directive.HasField("acked") and directive.acked == report.id)
 
+    async def greet(self, *jobs: str) -> None:
+        """Say who this is, and ask how the jobs are."""
+        await self.send(pb.Report(sidecar=pb.Sidecar(id="s", node="n0", version="0", jobs=jobs)))
+
     async def until(self, wanted: Callable[[pb.Directive], bool]) -> pb.Directive:
         while True:
             directive = await asyncio.wait_for(self._call.read(), PATIENCE)
@@ -126,6 +130,6 @@ async def sidecar(address: str, *jobs: str) -> AsyncIterator[Sidecar]:
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = rpc.IngestStub(channel).Stream()
         it = Sidecar(call)
-        await it.send(pb.Report(sidecar=pb.Sidecar(id="s", node="n0", version="0", jobs=jobs)))
+        await it.greet(*jobs)
         yield it
         call.cancel()

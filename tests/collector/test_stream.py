@@ -69,14 +69,15 @@ def test_a_report_that_comes_again_counts_once(tmp_path: Path):
     run(scenario())
 
 
-def test_the_jobs_last_word_comes_before_the_acknowledgement_of_its_end(tmp_path: Path):
+def test_who_asks_again_has_the_jobs_last_word_before_the_acknowledgement(tmp_path: Path):
     async def scenario() -> None:
         async with running(config(tmp_path)) as info, sidecar(info.grpc, "j") as it:
             await it.send(pb.Report(batches=[batch("l", launch_started())]))
             report = one_bad_rank()
             report.batches.append(batch("l", launch_ended(exit_code=3)))
             await it.send(report)
-            # `send` read no further than the acknowledgement.
+            await it.greet("j")
+            # `greet` read no further than the acknowledgement.
             last = it.statuses[-1]
             assert (last["status"], last["exit_code"], last["ended_by"]) == ("ended", 3, "command")
             assert [one["status"] for one in last["incidents"]] == ["closed"]

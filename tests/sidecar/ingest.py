@@ -56,7 +56,6 @@ class Ingest(rpc.IngestServicer):
             if self.refusals and (report.batches or report.progress):
                 self.refusals -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "told to fail")
-            await self._write(context, pb.Directive(acked=report.id))
             if report.HasField("sidecar"):
                 for directive in self.greetings:
                     await self._write(context, directive)
@@ -64,6 +63,7 @@ class Ingest(rpc.IngestServicer):
                 ended = [body.launch for body in self.bodies("launch_ended")]
                 document = json.dumps({"job": job, "launches_ended": ended}).encode()
                 await self._write(context, pb.Directive(status=pb.JobStatus(job=job, document=document)))
+            await self._write(context, pb.Directive(acked=report.id))
 
     async def push(self, **directive) -> None:
         """Tell every sidecar that is connected."""

@@ -27,6 +27,8 @@ INTERVAL_SECONDS = 0.2
 _BUSY_SHARE = 0.1
 # What a gRPC client takes by default is 4 MiB.
 MAX_BYTES = 3 << 20
+# To make the documents of thousands, and then to leave them out, takes longer than a launcher waits.
+MAX_INCIDENTS = 1000
 
 
 @dataclass(eq=False)
@@ -112,13 +114,9 @@ class Board:
         """Show these jobs too, and how they are now; tell what these launches are to do."""
         subscription.jobs.update(jobs)
         subscription.launches.update(launches)
-        self.show_now(subscription)
-        self._tell(subscription, subscription.jobs)
-
-    def show_now(self, subscription: Subscription) -> None:
-        """Show its jobs as they are at this moment."""
         for job in subscription.jobs & self._engine.state.jobs.keys():
             subscription.put(job, self._document(job))
+        self._tell(subscription, subscription.jobs)
 
     def _note(self, jobs: set[str]) -> None:
         self._changed |= jobs
@@ -164,4 +162,6 @@ class Board:
 
     def _document(self, job: str) -> bytes:
         engine = self._engine
-        return document.as_json(document.job(engine.state, job, engine.books), MAX_BYTES)
+        return document.as_json(
+            document.job(engine.state, job, engine.books, newest=MAX_INCIDENTS), MAX_BYTES
+        )

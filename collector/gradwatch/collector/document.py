@@ -28,13 +28,14 @@ def jobs(state: State, books: Books = NO_BOOKS) -> list[schema.JobDocument]:
     return [job(state, name, books) for name in sorted(state.jobs)]
 
 
-def job(state: State, name: str, books: Books = NO_BOOKS) -> schema.JobDocument:
+def job(state: State, name: str, books: Books = NO_BOOKS, newest: int | None = None) -> schema.JobDocument:
     """One job.
 
     Args:
         state: the collector's.
         name: the job's.
         books: what deciding rests on.
+        newest: list only so many incidents; None for all.
 
     Raises:
         KeyError: there is no such job.
@@ -45,6 +46,8 @@ def job(state: State, name: str, books: Books = NO_BOOKS) -> schema.JobDocument:
     conditions = rank_conditions(state, known)
     exit_code, ended_by = _outcome(known.launches.values())
     rounds = [rank.progress.round for rank in ranks if rank.progress is not None]
+    known_incidents = list(incidents_of(state, known))
+    left_out = 0 if newest is None else max(0, len(known_incidents) - newest)
     journals = [
         journal for journal in state.journals.values() if journal.job == name and journal.run == known.run
     ]
@@ -65,8 +68,8 @@ def job(state: State, name: str, books: Books = NO_BOOKS) -> schema.JobDocument:
         ended_by=ended_by,
         launches=[_launch(launch) for launch in known.launches.values()],
         overhead=overhead(ranks),
-        incidents=[incident(value, books) for value in incidents_of(state, known)],
-        incidents_left_out=0,
+        incidents=[incident(value, books) for value in known_incidents[left_out:]],
+        incidents_left_out=left_out,
         **books.of_job(known),
         dropped=dropped(_since(known.dropped, known.dropped_earlier), journals),
         faults=_sum(faults_of(journal) for journal in journals),

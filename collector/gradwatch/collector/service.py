@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from gradwatch.collector.access import TokenInterceptor
 from gradwatch.collector.errors import PortTakenError, StoreError
-from gradwatch.collector.observations import LaunchEnded
 from gradwatch.collector.version import collector_version
 from gradwatch.collector.wire import read_report, write_directive
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from gradwatch.collector.access import Certificates
     from gradwatch.collector.board import Board, Subscription
     from gradwatch.collector.engine import Engine
-    from gradwatch.collector.observations import Report
 
 _log = logging.getLogger(__name__)
 
@@ -79,18 +77,15 @@ class Ingest(rpc.IngestServicer):
     async def _take(
         self, message: pb.Report, subscription: Subscription, outlet: _Outlet, context: _Context
     ) -> None:
-        if message.HasField("sidecar"):
-            self._board.want(subscription, message.sidecar.jobs, message.sidecar.launches)
-            _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
-        report = read_report(message)
         try:
-            await self._engine.ingest(report)
+            await self._engine.ingest(read_report(message))
         except StoreError as error:
             # Unacknowledged, the sidecar keeps it and sends it again.
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        if _ends_launch(report):
-            # Whoever waits for the end must have the job's last word when it is acknowledged.
-            self._board.show_now(subscription)
+        if message.HasField("sidecar"):
+            # Who greets again asks how its jobs are: it has the answer when it is acknowledged.
+            self._board.want(subscription, message.sidecar.jobs, message.sidecar.launches)
+            _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
             await outlet.flush()
         await outlet.write(pb.Directive(acked=message.id))
 
@@ -170,7 +165,3 @@ class GrpcServer:
     async def stop(self) -> None:
         """Stop serving; a sidecar sends again what is not acknowledged by then."""
         await self._server.stop(grace=0.5)
-
-
-def _ends_launch(report: Report) -> bool:
-    return any(isinstance(record.body, LaunchEnded) for batch in report.batches for record in batch.records)

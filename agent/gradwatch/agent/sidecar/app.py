@@ -94,13 +94,7 @@ async def serve(config: SidecarConfig) -> bool:
     client = Client(
         lambda: _address(config), lambda: _hello(config, identity), take, lambda: _credentials(config)
     )
-    sidecar = Sidecar(
-        config.spool,
-        _neighbours(config),
-        client,
-        lambda document: _is_final(config, document),
-        wants_status=config.job is not None,
-    )
+    sidecar = Sidecar(config.spool, _neighbours(config), client)
     checkpoints = _checkpoints(config, sidecar)
     ending, orphaned = asyncio.Event(), asyncio.Event()
     if config.drain:
@@ -240,14 +234,3 @@ async def _watch_parent(parent: int | None, orphaned: asyncio.Event, ending: asy
     if parent is not None:
         orphaned.set()
         ending.set()
-
-
-def _is_final(config: SidecarConfig, document: bytes) -> bool:
-    """Whether a status tells that our own launches have ended: nothing new will follow from us."""
-    try:
-        launches = json.loads(document)["launches"]
-        ended = {launch["id"] for launch in launches if launch["ended_at"] is not None}
-        own = set(tail.list_launches(config.spool))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return own <= ended

@@ -44,7 +44,7 @@ class Client:
     Args:
         address: gives HOST:PORT, asked at every connect since a collector may have moved.
             May raise `CollectorUnavailableError`.
-        hello: gives who we are, asked at every connect; goes with each stream's first report.
+        hello: gives who we are; goes with each stream's first report.
         on_directive: called with everything the collector pushes. Must not raise.
         credentials: gives what to show and whom to trust, asked at every connect since files are renewed.
             May raise `CollectorUnavailableError`.
@@ -85,6 +85,10 @@ class Client:
         """
         await self._persist(report)
 
+    async def ask(self) -> None:
+        """Have the collector push how our jobs are now; when this returns, that has arrived."""
+        await self._persist(self._greeting())
+
     async def close(self) -> None:
         """Drop the stream."""
         if self._reader is not None:
@@ -120,10 +124,11 @@ class Client:
         self._call = rpc.IngestStub(self._channel).Stream(metadata=_metadata(credentials))
         self._reader = asyncio.create_task(self._read(self._call))
         self._last_id = 0
-        first = pb.Report()
-        first.sidecar.CopyFrom(self._hello())
-        await self._exchange(first)
+        await self._exchange(self._greeting())
         _log.info("connected to the collector at %s", address)
+
+    def _greeting(self) -> pb.Report:
+        return pb.Report(sidecar=self._hello())
 
     async def _exchange(self, report: pb.Report) -> None:
         if self._call is None:

@@ -15,7 +15,6 @@ from gradwatch.agent.sidecar import cleanup, cursor, harvest, tail, wire
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from gradwatch.agent.sidecar.client import Client
@@ -28,10 +27,6 @@ ADOPT_SECONDS = 5.0
 REPORT_BYTES = 512 << 10
 # So often at least the collector is asked whether it is there.
 ANSWER_SECONDS = 10.0
-# After the last acknowledgement the collector pushes the status that follows from it.
-FINAL_STATUS_SECONDS = 2.0
-# The collector pushes a job that changes often only several times a second.
-LAST_PUSH_SECONDS = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,34 +53,19 @@ class Sidecar:
         own: the spool; its sidecar.lock is held by this process.
         neighbours: the folder of all spools on this node, or None to adopt none.
         client: the stream to the collector.
-        is_final: whether a status document tells all that we ship.
-        wants_status: whether there will be any.
 
     Attributes:
         open_journals: names of journals in its own spool that this process itself holds open.
     """
 
-    def __init__(
-        self,
-        own: Path,
-        neighbours: Path | None,
-        client: Client,
-        is_final: Callable[[bytes], bool],
-        *,
-        wants_status: bool,
-    ) -> None:
+    def __init__(self, own: Path, neighbours: Path | None, client: Client) -> None:
         self.open_journals: set[str] = set()
         self._own = harvest.Harvest(own, self.open_journals)
         self._neighbours = neighbours
         self._client = client
-        self._is_final = is_final
         self._adopted: dict[Path, tuple[harvest.Harvest, int]] = {}
         self._looked = -ADOPT_SECONDS
-        self._acked_at = 0.0
         self._answered_at = time.monotonic()
-        self._final_status = asyncio.Event()
-        if not wants_status:
-            self._final_status.set()
         self._order: pb.Order | None = None
         self._order_error = ""
         self._wake = asyncio.Event()
@@ -133,8 +113,6 @@ class Sidecar:
             cursor.replace_file(self._own.folder / spool.STATUS, status.document)
         except OSError as error:
             _log.warning("cannot write %s: %s", spool.STATUS, error)
-        if self._is_final(status.document):
-            self._final_status.set()
 
     async def ship(self) -> None:
         """Run until `draining` is set and everything is acknowledged."""
@@ -145,7 +123,7 @@ class Sidecar:
             if await self._ship_once(only_own=draining):
                 continue
             if draining:
-                await self._await_final_status()
+                await self._client.ask()
                 return
             if not self._client.connected:
                 await self._client.connect()
@@ -190,7 +168,6 @@ class Sidecar:
             report.progress.extend(part.progress for part in parts if part.progress is not None)
         if report.batches or report.progress:
             await self._client.deliver(report)
-            self._acked_at = time.monotonic()
         for source, parts in work:
             if parts:
                 source.commit(parts, time.monotonic())
@@ -202,14 +179,6 @@ class Sidecar:
             return source.collect(time.monotonic(), room)
         except FileNotFoundError:
             return []
-
-    async def _await_final_status(self) -> None:
-        if not self._client.connected:
-            await self._client.connect()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._final_status.wait(), FINAL_STATUS_SECONDS)
-        # What followed from the last report may be pushed only now.
-        await asyncio.sleep(self._acked_at + LAST_PUSH_SECONDS - time.monotonic())
 
     def _adopt(self) -> None:
         """Take on spools whose processes are gone and which no other sidecar ships."""

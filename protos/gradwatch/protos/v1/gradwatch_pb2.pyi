@@ -1081,7 +1081,7 @@ class Report(google.protobuf.message.Message):
     """rises within one stream"""
     @property
     def sidecar(self) -> Global___Sidecar:
-        """in the stream's first report"""
+        """in the stream's first report; again: how are its jobs?"""
 
     @property
     def batches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Batch]: ...
