@@ -3,7 +3,8 @@
 usage: python -m tests.training.campaign SEED FAULTS CLEAN OUTPUT [STOP_FILE]
 
 Every model trains past the 10 finite rounds that close the incident before it; the fault comes in
-its last step. With STOP_FILE it goes on, model after model, until that file is there. OUTPUT gets
+its last step. With STOP_FILE it goes on, model after model, until that file is there, and rests after
+each, so that there are not the more faults the longer it takes. OUTPUT gets
 what was planted, one JSON document, written by rank 0. The truth about the backward order is taken
 by hooks of this script's own.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.faults import GradientFault, inject
 from tests.training.group import process_group
 
 STEPS_BEFORE = 12
+REST_SECONDS = 0.25
 
 
 class Mlp(nn.Module):
@@ -169,6 +172,8 @@ def main(seed: int, faults: int, clean: int, output: Path, stop: Path | None) ->
             faulty = kinds[len(cases) % len(kinds)]
             cases.append(run_case(draw, rank, dist.get_world_size(), steps, faulty=faulty))
             steps += cases[-1]["steps"]
+            if len(cases) > len(kinds):
+                time.sleep(REST_SECONDS)
             if rank == 0 and len(cases) % 20 == 0:
                 print(f"world size {dist.get_world_size()}: {len(cases)} of {len(kinds)} cases", flush=True)
         if rank == 0:

@@ -12,7 +12,7 @@ from gradwatch.collector.observations import GuardOff, Phase, Skipped
 from gradwatch.collector.policy.decision import Outcome, conclude
 from gradwatch.collector.policy.dossier import Dossier, with_decision
 from gradwatch.collector.policy.engine import decide
-from gradwatch.collector.policy.model import Action, Mode, Policy, Scope
+from gradwatch.collector.policy.model import Action, Mode, Otherwise, Policy, Scope
 from gradwatch.collector.policy.refusals import refusal_to_perform
 from gradwatch.collector.policy.reload import InForce, reload
 from tests.collector.history import batch, launch_ended, launch_started
@@ -20,6 +20,7 @@ from tests.collector.policy.story import HEAD, Story, checkpoint, policy
 
 if TYPE_CHECKING:
     from gradwatch.collector.policy.decision import Decision
+    from gradwatch.collector.policy.dossier import Checkpoint
 
 TEXT = """
 guard: {{on_nonfinite: skip_step, max_consecutive: 4}}
@@ -192,7 +193,9 @@ class Job:
 
     def check_target(self, decision: Decision) -> None:
         target = decision.checkpoint
-        assert target is not None
+        if target is None:
+            self.check_that_none_is_good(decision)
+            return
         ledger = {one.path: one for one in self.story.dossier.checkpoints}
         chosen = ledger[target.path]
         assert chosen.complete
@@ -210,11 +213,32 @@ class Job:
         assert newer <= set(decision.quarantine)
         assert target.path not in decision.quarantine
 
+    def check_that_none_is_good(self, decision: Decision) -> None:
+        """The job is stopped to look once more, since it would be stopped for good otherwise."""
+        by = self.story.policy
+        assert (by.mode, by.on_no_good_checkpoint) == (Mode.ENFORCE, Otherwise.HALT)
+        assert decision.quarantine == ()
+        usual = min(
+            ((one.step, one.seen_at, one.bad_buffers) for one in self.story.dossier.checkpoints if sound(one)),
+            default=(0, 0.0, ()),
+        )[2]
+        assert not any(
+            sound(one)
+            and not (one.quarantined or one.gone)
+            and set(one.bad_buffers) <= set(usual)
+            and one.step < decision.first_bad_step - by.rollback.margin_steps
+            for one in self.story.dossier.checkpoints
+        )
+
     def check_nothing_else_stands(self, decision: Decision, earlier: tuple[Decision, ...]) -> None:
         for one in earlier:
             if one.outcome in {Outcome.PENDING, Outcome.PERFORMED} and one.run == decision.run:
                 assert one.action is not Action.HALT
                 assert one.action is not Action.ROLLBACK or one.generation < decision.generation
+
+
+def sound(one: Checkpoint) -> bool:
+    return bool(one.complete and one.finite) and one.step is not None
 
 
 def check_budgets(by: Policy, decision: Decision, earlier: tuple[Decision, ...]) -> None:
@@ -230,7 +254,7 @@ def check_budgets(by: Policy, decision: Decision, earlier: tuple[Decision, ...])
         if budget.scope is Scope.SAME_FIRST_BAD_STEP:
             counted = [one for one in counted if one.first_bad_step == decision.first_bad_step]
         if budget.scope is Scope.NO_PROGRESS:
-            steps = [one.checkpoint.step for one in counted]
+            steps = [-1 if one.checkpoint is None else one.checkpoint.step for one in counted]
             best = max(steps[:-1], default=-1)
             counted = counted[:1] if steps[-1] > best else counted[steps.index(best) :]
             if steps[-1] > best:
