@@ -59,10 +59,13 @@ def due(state: State, dossier: Dossier) -> tuple[str, ...]:
     job = state.jobs.get(dossier.job)
     if job is None or job.current is None:
         return ()
+    decided = {one.incident for one in dossier.decisions}
     return tuple(
         id_
         for id_ in state.attempts[job.current].incidents
-        if state.incidents[id_].status is not Status.SUSPECTED
+        # Asked with every change: of those that are decided, `refusal` would look through all decisions.
+        if id_ not in decided
+        and state.incidents[id_].status is not Status.SUSPECTED
         and refusal(job, dossier, state.incidents[id_]) is None
     )
 
