@@ -24,7 +24,7 @@ from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from tests import certificates
 from tests.certificates import TOKEN
 from tests.cli.command import child_of, finish, gradwatch, start, until
-from tests.sidecar.ingest import Ingest
+from tests.sidecar.ingest import Ingest, serving
 
 WAIT = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -158,13 +158,11 @@ def test_a_sidecar_that_is_refused_again_and_again_says_so_once(caplog):
             await super().Stream(request_iterator, context)
 
     async def scenario() -> None:
-        ingest = Refusing()
-        await ingest.start()
         shown = Credentials(token=TOKEN)
-        client = Client(lambda: ingest.address, lambda: pb.Sidecar(id="s"), lambda _: None, lambda: shown)
-        await asyncio.wait_for(client.connect(), 60)
-        await client.close()
-        await ingest.stop()
+        async with serving(Refusing) as ingest:
+            client = Client(lambda: ingest.address, lambda: pb.Sidecar(id="s"), lambda _: None, lambda: shown)
+            await asyncio.wait_for(client.connect(), 60)
+            await client.close()
 
     asyncio.run(scenario())
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

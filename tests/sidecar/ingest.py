@@ -121,9 +121,9 @@ class Ingest(rpc.IngestServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Ingest]:
-    """An ingest service for the duration."""
-    ingest = Ingest()
+async def serving(kind: type[Ingest] = Ingest) -> AsyncIterator[Ingest]:
+    """An ingest service for the duration; one that is not stopped would hang whoever collects it."""
+    ingest = kind()
     await ingest.start()
     try:
         yield ingest

@@ -9,7 +9,7 @@ import pytest
 from gradwatch.agent.sidecar import client as client_module
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
-from tests.sidecar.ingest import Ingest, serving, until
+from tests.sidecar.ingest import serving, until
 
 
 def hello() -> pb.Sidecar:
@@ -80,8 +80,7 @@ def test_a_silent_collector_is_left_after_a_while(monkeypatch):
 
 def test_it_waits_for_a_collector_that_is_not_there_yet_and_finds_one_that_has_moved():
     async def scenario():
-        first, second = Ingest(), Ingest()
-        addresses = [CollectorUnavailableError("none yet"), None, None]
+        addresses = [CollectorUnavailableError("none yet")]
 
         def address() -> str:
             if isinstance(addresses[0], Exception):
@@ -91,15 +90,13 @@ def test_it_waits_for_a_collector_that_is_not_there_yet_and_finds_one_that_has_m
         client = Client(address, hello, lambda _: None)
         delivery = asyncio.create_task(client.deliver(report(1)))
         await asyncio.sleep(0)
-        await first.start()
-        addresses[0] = first.address
-        await delivery
-        await first.stop()
-        await second.start()
-        addresses[0] = second.address
-        await client.deliver(report(2))
-        await client.close()
-        await second.stop()
+        async with serving() as first:
+            addresses[0] = first.address
+            await delivery
+        async with serving() as second:
+            addresses[0] = second.address
+            await client.deliver(report(2))
+            await client.close()
         assert [one.round for one in first.progress("a")] == [1]
         assert [one.round for one in second.progress("a")] == [2]
 

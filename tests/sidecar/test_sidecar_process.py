@@ -15,7 +15,7 @@ import pytest
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor
-from tests.sidecar.ingest import Ingest, serving, until
+from tests.sidecar.ingest import serving, until
 from tests.sidecar.journals import Writer
 
 
@@ -101,20 +101,17 @@ def test_killed_at_any_moment_it_loses_nothing(state_dir, own, seed):
 
 def test_a_restarted_collector_on_another_port_is_found_again(state_dir, own):
     async def scenario():
-        first, second = Ingest(), Ingest()
-        await first.start()
-        first.write_address(state_dir)
-        with Writer(own) as writer:
-            async with running(own, state_dir) as process:
-                writer.fault()
-                await until(lambda: first.seqs(writer.incarnation))
-                await first.stop()
-                writer.fault()
-                await second.start()
-                second.write_address(state_dir)
-                await until(lambda: second.seqs(writer.incarnation) == [1])
-                await stop(process)
-        await second.stop()
+        async with serving() as first, serving() as second:
+            first.write_address(state_dir)
+            with Writer(own) as writer:
+                async with running(own, state_dir) as process:
+                    writer.fault()
+                    await until(lambda: first.seqs(writer.incarnation))
+                    await first.stop()
+                    writer.fault()
+                    second.write_address(state_dir)
+                    await until(lambda: second.seqs(writer.incarnation) == [1])
+                    await stop(process)
 
     asyncio.run(scenario())
 

@@ -218,16 +218,13 @@ class Job:
         by = self.story.policy
         assert (by.mode, by.on_no_good_checkpoint) == (Mode.ENFORCE, Otherwise.HALT)
         assert decision.quarantine == ()
-        usual = min(
-            ((one.step, one.seen_at, one.bad_buffers) for one in self.story.dossier.checkpoints if sound(one)),
-            default=(0, 0.0, ()),
-        )[2]
+        candidates = [one for one in self.story.dossier.checkpoints if sound(one)]
+        candidates.sort(key=lambda one: (one.step, one.seen_at, one.bad_buffers))
         assert not any(
-            sound(one)
-            and not (one.quarantined or one.gone)
-            and set(one.bad_buffers) <= set(usual)
+            not (one.quarantined or one.gone)
+            and set(one.bad_buffers) <= set(candidates[0].bad_buffers)
             and one.step < decision.first_bad_step - by.rollback.margin_steps
-            for one in self.story.dossier.checkpoints
+            for one in candidates
         )
 
     def check_nothing_else_stands(self, decision: Decision, earlier: tuple[Decision, ...]) -> None:
