@@ -145,6 +145,19 @@ def test_news_is_told_once(view, lines):
     assert watch.news(said, view)[1] == []
 
 
+def test_a_job_without_end_of_incidents_does_not_fill_the_log():
+    most = watch.MAX_INCIDENTS_SAID
+    incidents = tuple({**INCIDENT, "id": f"i{number}"} for number in range(most + 50))
+    warn = {**DECISION, "action": "warn", "outcome": "recorded"}
+    said, told = watch.news(Said(), JobView(incidents=incidents[:most]))
+    assert len(told) == most
+    said, (told,) = watch.news(said, JobView(incidents=incidents, decisions=(warn,)))
+    assert "`gradwatch incidents`" in told.text
+    # What is done with the job is told all the same.
+    _, told = watch.news(said, JobView(incidents=incidents, decisions=({**DECISION, "id": "e"},)))
+    assert [line.text.split()[2] for line in told] == ["rollback"]
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "differs"),
     [("a", "b", True), ("a", "a", False), (None, "b", False), ("a", None, False)],
@@ -221,6 +234,7 @@ def document(**changes) -> bytes:
         "dropped": {},
         "faults": {},
         "incidents": [{"id": "old", "run": 0}, {"id": "new", "run": 1}],
+        "incidents_left_out": 0,
         "decisions": [],
         "overhead": {"ratio": None},
     }
@@ -307,6 +321,7 @@ def test_the_report_holds_the_contracts_fields():
         "ranks_watched": 2,
         "world_size": 2,
         "incidents": [INCIDENT],
+        "incidents_left_out": 0,
         "decisions": [],
         "exclude_node": None,
         "resume": None,

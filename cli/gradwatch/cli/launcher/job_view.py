@@ -20,6 +20,7 @@ class JobView:
         dropped: what was not recorded, by reason.
         faults: parts of the probe that switched themselves off, with how many processes.
         incidents: of this run, as in the JSON API, oldest first.
+        incidents_left_out: older ones that are not listed.
         decisions: as in the JSON API.
         overhead: as in the JSON API.
         policy_hash: of the policy that the collector goes by; None when it has none, or does not say.
@@ -35,6 +36,7 @@ class JobView:
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     faults: dict[str, int] = dataclasses.field(default_factory=dict)
     incidents: tuple[dict[str, Any], ...] = ()
+    incidents_left_out: int = 0
     decisions: tuple[dict[str, Any], ...] = ()
     overhead: dict[str, Any] = dataclasses.field(default_factory=dict)
     policy_hash: str | None = None
@@ -64,6 +66,7 @@ def parse(data: bytes) -> JobView | None:
             faults=dict(document["faults"]),
             # A job of that name may have run before.
             incidents=tuple(incident for incident in document["incidents"] if incident["run"] == run),
+            incidents_left_out=document["incidents_left_out"],
             decisions=tuple(document["decisions"]),
             overhead=dict(document["overhead"]),
             policy_hash=policy.get("hash"),

@@ -161,6 +161,7 @@ class _Run:
             for number, from_terminal in self.signals.wait(0.0 if moved else tick):
                 performer.signalled(number, from_terminal=from_terminal)
             self._processes.reap()
+            self._console.flush()
             if attention is not None:
                 attention.tick()
             order = None if attention is None else attention.order()
@@ -226,4 +227,5 @@ class _Run:
                 report.write(config.report, document)
             except OSError as error:
                 console.warn(f"cannot write the report {config.report}: {error}")
+        console.last_words()
         return ending.exit_code

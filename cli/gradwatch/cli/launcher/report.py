@@ -59,7 +59,6 @@ def build(
         exclude_node: the host to leave out when the job is started again.
         resume: what the command was last told to resume.
     """
-    incidents = [] if view is None else list(view.incidents)
     return {
         "job": job,
         "exit_code": ending.exit_code,
@@ -68,7 +67,8 @@ def build(
         "attempts": 1 if view is None else view.attempts,
         "ranks_watched": covered.watched,
         "world_size": covered.world_size,
-        "incidents": incidents,
+        "incidents": [] if view is None else list(view.incidents),
+        "incidents_left_out": 0 if view is None else view.incidents_left_out,
         "decisions": [] if view is None else list(view.decisions),
         "exclude_node": exclude_node,
         "resume": resume,

@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from gradwatch.cli.launcher.job_view import JobView
 
 _LISTED = 8
+# What is not said any more is in the report, and `gradwatch incidents` lists it.
+MAX_INCIDENTS_SAID = 100
 # Decisions to do nothing are in the report.
 _TOLD = frozenset({"warn", "rollback", "halt"})
+_MORE = (
+    f"more than {MAX_INCIDENTS_SAID} incidents: no more of them are told here, nor warnings about them; "
+    "`gradwatch incidents` lists them all"
+)
 # As the collector counts it.
 _DUPLICATE = "duplicate_rank"
 
@@ -61,19 +67,31 @@ def news(said: Said, view: JobView, policy_hash: str | None = None) -> tuple[Sai
         if text not in warnings:
             warnings |= {text}
             lines.append(Line(Weight.WARNING, text))
-    told = said.incidents
+    told = _of_incidents(said.incidents, view, lines)
+    decided = _of_decisions(said.decisions, view, lines, in_full=len(told) <= MAX_INCIDENTS_SAID)
+    return Said(watching, told, decided, warnings), lines
+
+
+def _of_incidents(told: frozenset[str], view: JobView, lines: list[Line]) -> frozenset[str]:
     for incident in view.incidents:
         if incident["id"] not in told and incident["status"] != "suspected":
             told |= {incident["id"]}
-            lines.append(Line(Weight.VERDICT, verdict_line(incident)))
-    decided = said.decisions
+            if len(told) <= MAX_INCIDENTS_SAID:
+                lines.append(Line(Weight.VERDICT, verdict_line(incident)))
+            elif len(told) == MAX_INCIDENTS_SAID + 1:
+                lines.append(Line(Weight.VERDICT, _MORE))
+    return told
+
+
+def _of_decisions(told: frozenset[str], view: JobView, lines: list[Line], *, in_full: bool) -> frozenset[str]:
     for decision in view.decisions:
         # What is performed here, or fails, the performer tells itself.
         is_news = decision["outcome"] not in {"pending", "performed", "failed"}
-        if is_news and decision["id"] not in decided and decision["action"] in _TOLD:
-            decided |= {decision["id"]}
-            lines.append(Line(Weight.VERDICT, decision_line(decision)))
-    return Said(watching, told, decided, warnings), lines
+        if is_news and decision["id"] not in told and decision["action"] in _TOLD:
+            told |= {decision["id"]}
+            if in_full or decision["action"] != "warn":
+                lines.append(Line(Weight.VERDICT, decision_line(decision)))
+    return told
 
 
 def verdict_line(incident: dict[str, object]) -> str:
@@ -219,6 +237,8 @@ def last_line(job: str, covered: Coverage, view: JobView | None) -> str:
         return f"job {job} ended: {ranks}, incidents unknown, overhead unknown"
     count = len(view.incidents)
     incidents = {0: "no incident", 1: "1 incident"}.get(count, f"{count} incidents")
+    if view.incidents_left_out:
+        incidents += f" and {view.incidents_left_out} older ones"
     ratio = view.overhead.get("ratio")
     overhead = (
         f"overhead {ratio:.2%} of the step time" if isinstance(ratio, (int, float)) else "overhead unknown"
