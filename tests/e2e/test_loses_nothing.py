@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 import psutil
@@ -52,17 +53,14 @@ def test_a_culprit_killed_straight_after_its_event_is_named_every_time(tmp_path)
     assert len(bad_steps(job)) == KILLS
 
 
-def kill_at_random(launcher: psutil.Process, role: str, killed: list[int]) -> None:
+def kill_at_random(job: Job, role: str, killed: list[int]) -> None:
     """SIGKILL the launcher's child of that role, at random moments, KILLS times."""
-    moment = threading.Event()
-    while len(killed) < KILLS and not moment.wait(random.uniform(0.2, 1.5)):
-        try:
-            children = launcher.children()
-        except psutil.NoSuchProcess:
-            return
-        for child in children:
-            # One that we killed may not be reaped yet, or be reaped just now.
-            with contextlib.suppress(psutil.NoSuchProcess):
+    launcher = psutil.Process(job.process.pid)
+    while len(killed) < KILLS and job.process.poll() is None:
+        time.sleep(random.uniform(0.2, 1.5))
+        # One that we killed may not be reaped yet, or be reaped just now.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in launcher.children():
                 if child.pid not in killed and role in child.cmdline():
                     child.send_signal(signal.SIGKILL)
                     killed.append(child.pid)
