@@ -189,7 +189,7 @@ def test_without_a_policy_nothing_is_obeyed():
         ),
         # the step 0 is a step
         (
-            b'{"job": "j", "launch": "l", "action": "ACTION_START", "resumePath": "/c", "resumeStep": "0"}',
+            b'{"job": "j", "launch": "l", "action": "ACTION_START", "resume_path": "/c", "resume_step": "0"}',
             Order("", Action.START, 0, resume_path="/c", resume_step=0),
         ),
         # for others, of later versions, or nothing

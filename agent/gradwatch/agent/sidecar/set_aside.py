@@ -44,7 +44,7 @@ def set_aside(root: Path, identifier: str, paths: Sequence[str], reason: str, at
             return SetAside(
                 f"{path!r:.300} is not below the root {root}, or a symbolic link is on the way to it"
             )
-        if _is_there(root / name) or _is_there(root / listing.QUARANTINE / identifier / name):
+        if os.path.lexists(root / name) or os.path.lexists(root / listing.QUARANTINE / identifier / name):
             names.append(name)
     if not names:
         return SetAside()
@@ -53,7 +53,3 @@ def set_aside(root: Path, identifier: str, paths: Sequence[str], reason: str, at
         return SetAside(moved=done.paths)
     left = f"; left where they were put: {', '.join(done.left)}" if done.left else ""
     return SetAside(f"{done.message}{left}")
-
-
-def _is_there(path: Path) -> bool:
-    return os.path.lexists(path)

@@ -1,7 +1,7 @@
 """The order that the sidecar leaves in the spool: the launcher's one reader of `order.json`. Pure.
 
-It is the protobuf JSON mapping of `gradwatch.v1.Order`, where a field that has its default is left
-out and a 64-bit number is a string.
+It is the protobuf JSON mapping of `gradwatch.v1.Order` under the fields' own names, where a field that
+has its default is left out and a 64-bit number is a string.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def parse(data: bytes, *, job: str, launch: str) -> Order | None:
         document: dict[str, Any] = json.loads(data)
         if (document.get("job"), document.get("launch")) != (job, launch):
             return None
-        step = document.get("resume_step", document.get("resumeStep"))
+        step = document.get("resume_step")
         return Order(
             id=str(document.get("id", "")),
             action=Action(document.get("action")),
             generation=int(document.get("generation", 0)),
             reason=str(document.get("reason", "")),
-            resume_path=str(document.get("resume_path", document.get("resumePath", ""))),
+            resume_path=str(document.get("resume_path", "")),
             resume_step=None if step is None else int(step),
-            skip_batches=int(document.get("skip_batches", document.get("skipBatches", 0))),
-            exclude_node=str(document.get("exclude_node", document.get("excludeNode", ""))),
+            skip_batches=int(document.get("skip_batches", 0)),
+            exclude_node=str(document.get("exclude_node", "")),
         )
     except (ValueError, TypeError, AttributeError):
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.sidecar.cursor import replace_file
 from gradwatch.cli.errors import UsageError
+from gradwatch.collector.policies import FOLDER
 from gradwatch.collector.policy.document import guard_setting, load_policy, policy_hash
 from gradwatch.collector.policy.problems import PolicyError
 
@@ -56,7 +57,7 @@ def announce(state_dir: Path, job: str, policy: RunPolicy | None) -> None:
     Raises:
         OSError: it cannot be told.
     """
-    path = state_dir / "policies" / f"{job}.json"
+    path = state_dir / FOLDER / f"{job}.json"
     if policy is None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
