@@ -7,7 +7,7 @@ The collector's part is the real one: fold, think, orders and tasks. What the ot
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gradwatch.collector import observations as obs
@@ -377,7 +377,7 @@ class World:
 
 
 def _scanned(path: str, file: File) -> obs.CheckpointScanned:
-    scan = obs.CheckpointScanned(
+    return obs.CheckpointScanned(
         path=path,
         layout="torch",
         completeness=Completeness.COMPLETE if file.complete else Completeness.TORN,
@@ -391,4 +391,3 @@ def _scanned(path: str, file: File) -> obs.CheckpointScanned:
         nbytes=100,
         seconds=0.1,
     )
-    return replace(scan)
