@@ -72,10 +72,7 @@ def test_killing_sidecar_and_collector_at_any_time_loses_no_event_and_counts_non
     script = ["-m", "tests.training.campaign", seed, 60, 5, planted, stop]
     job = Job(tmp_path, [*STANDALONE, 2, *script], "--job", "killed")
     killed: dict[str, list[int]] = {"sidecar": [], "collector": []}
-    launcher = psutil.Process(job.process.pid)
-    killers = [
-        threading.Thread(target=kill_at_random, args=(launcher, role, killed[role])) for role in killed
-    ]
+    killers = [threading.Thread(target=kill_at_random, args=(job, role, killed[role])) for role in killed]
     for killer in killers:
         killer.start()
     for killer in killers:
