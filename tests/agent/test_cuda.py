@@ -34,3 +34,15 @@ def test_a_bad_gradient_on_the_device_is_read_out_and_named(tmp_path):
     assert (bad["step"], bad["round"]) == (30, 30)
     assert bad["gradients"][0]["parameter"] == "2.bias"
     assert bad["gradients"][0]["backward_position"] == 0
+
+
+def test_the_guard_skips_on_the_device_and_nobody_waits(tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    policy = '{"on_nonfinite": "skip_step"}'
+    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with"), "30"], spool=spool, GRADWATCH_GUARD=policy)
+    assert all(weight.isfinite().all() for weight in torch.load(tmp_path / "with").values())
+    (journal,) = spool.glob("*.jsonl")
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    skipped = [record["skipped"] for record in records if "skipped" in record]
+    assert [(one["step"], one["round"], one["consecutive"]) for one in skipped] == [(30, 30, 1)]

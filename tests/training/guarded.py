@@ -42,7 +42,7 @@ class Net(nn.Module):
 def device_look() -> None:
     """Have the probe look at this CPU as at a device."""
     if os.environ.get("GRADWATCH_SPOOL"):
-        from gradwatch.agent.probe import model, rounds
+        from gradwatch.agent.probe.model import WatchedModel
 
         class Passed:
             def record(self) -> None: ...
@@ -52,8 +52,8 @@ def device_look() -> None:
 
             def synchronize(self) -> None: ...
 
-        model.WatchedModel._choose_look = lambda self, device, parameters: rounds.DeviceLook(
-            2 * parameters, device, Passed, self._watcher.drop, with_flag=True
+        WatchedModel._choose_look = lambda self, device, parameters: self._device_look(
+            device, parameters, Passed
         )
 
 

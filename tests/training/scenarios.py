@@ -170,7 +170,7 @@ def two_models() -> Any:
 def device_look() -> Any:
     """Read out as from a device whose events pass three questions late."""
     if os.environ.get("GRADWATCH_SPOOL"):
-        from gradwatch.agent.probe import model, rounds
+        from gradwatch.agent.probe.model import WatchedModel
 
         class LateEvent:
             asked = 0
@@ -185,8 +185,8 @@ def device_look() -> Any:
             def synchronize(self) -> None:
                 self.asked = 4
 
-        model.WatchedModel._choose_look = lambda self, device, parameters: rounds.DeviceLook(
-            2 * parameters, device, LateEvent, self._watcher.drop
+        WatchedModel._choose_look = lambda self, device, parameters: self._device_look(
+            device, parameters, LateEvent
         )
     return train(DistributedDataParallel(net(), bucket_cap_mb=0.0005), 12, nan_at=9)
 

@@ -263,7 +263,16 @@ class WatchedModel:
     def _choose_look(self, device: torch.device, parameters: int) -> Look:
         if not self._on_cuda:
             return HostLook()
-        return DeviceLook(_VALUES_PER_PARAMETER * parameters, device, torch.cuda.Event, self._watcher.drop)
+        return self._device_look(device, parameters, torch.cuda.Event)
+
+    def _device_look(self, device: torch.device, parameters: int, new_event: Callable[[], Any]) -> DeviceLook:
+        return DeviceLook(
+            _VALUES_PER_PARAMETER * parameters,
+            device,
+            new_event,
+            self._watcher.drop,
+            with_flag=self._watcher.guarding is not None,
+        )
 
     def _capturing(self) -> bool:
         return self._on_cuda and torch.cuda.is_current_stream_capturing()

@@ -193,7 +193,7 @@ class DeviceLook:
         new_event: Callable[[], Event],
         lost: Callable[[str], object],
         *,
-        with_flag: bool = False,
+        with_flag: bool,
     ) -> None:
         self.reduced_flag: torch.Tensor | None = None
         self._with_flag = with_flag
