@@ -46,7 +46,7 @@ stubs: ## Make the protobuf stubs from the schema
 	@scripts/stubs.sh
 
 .PHONY: bench
-bench: $(INSTALLED) ## What watching costs, as ratios in one run (about ten minutes)
+bench: $(INSTALLED) ## What watching costs, as ratios in one run (about twenty minutes)
 	@$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.overhead
 	@$(BIN)/python -m benchmarks.restart
 	@$(BIN)/python -m benchmarks.checkpoint_scan
