@@ -42,7 +42,9 @@ def healthy_weights(tmp_path_factory):
     return weights_without_us("broken_none", tmp_path_factory.mktemp("healthy"))
 
 
-@pytest.mark.parametrize("where", ["scan", "reduced", "round", "steps", "attach", "identify", "journal"])
+@pytest.mark.parametrize(
+    "where", ["passes", "scan", "reduced", "round", "steps", "attach", "identify", "journal"]
+)
 def test_an_exception_inside_is_logged_once_and_the_training_is_as_ever(where, tmp_path, healthy_weights):
     results, _records, weights = run(f"broken_{where}", tmp_path)
     for result in results:
@@ -51,7 +53,7 @@ def test_an_exception_inside_is_logged_once_and_the_training_is_as_ever(where, t
         assert f"planted in {where}" in said[0]
         assert "the training goes on" in said[0]
     assert same_bits(weights, healthy_weights)
-    if where in {"scan", "reduced", "round", "steps"}:
+    if where in {"passes", "scan", "reduced", "round", "steps"}:
         assert progress(tmp_path, 0)["faults"] == {"scan" if where == "round" else where: 1}
 
 

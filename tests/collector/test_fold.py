@@ -6,7 +6,7 @@ import pytest
 
 from gradwatch.collector import document
 from gradwatch.collector import observations as obs
-from gradwatch.collector.model import State, Status, faults_of
+from gradwatch.collector.model import Cause, State, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from tests.collector.history import (
     NOW,
@@ -229,3 +229,24 @@ def test_a_progress_that_only_says_that_the_process_is_gone_says_that():
     told = Told().hellos(1).tell(progress("r0", 9, 1))
     told.tell(progress("r0", 0, 0, ended=True))
     assert (told.rank("r0").progress.round, told.rank("r0").progress.ended) == (9, True)
+
+
+def test_an_overflow_of_a_loss_scale_is_counted_and_is_no_incident():
+    told = Told().hellos(2)
+    for round_ in range(5):
+        overflow = nonfinite(round_, phase=obs.Phase.LOSS, loss_scale_overflow=True)
+        told.tell(
+            batch("r0", 1 + round_, overflow),
+            progress("r0", round_ + 1, 2 + round_, bad_rounds=round_ + 1, last_bad_round=round_),
+            progress("r1", round_ + 1, 1, last_bad_round=round_),
+        )
+    assert told.incidents == []
+    assert told.job.nonfinite_events == {"loss_scale": 5}
+    # What comes in between is one all the same, and begins where it began.
+    told.tell(
+        batch("r0", 6, nonfinite(5, phase=obs.Phase.FORWARD)),
+        progress("r0", 6, 7, bad_rounds=6, last_bad_round=5),
+        progress("r1", 6, 1, last_bad_round=5),
+    )
+    assert (told.incident.evidence.first_round, told.incident.verdict.cause) == (5, Cause.FORWARD)
+    assert told.incident.verdict.clean_ranks == (1,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradwatch.collector.model import UnknownReason
-from gradwatch.collector.observations import Value
+from gradwatch.collector.observations import Phase, Value
 from gradwatch.collector.progress import sighting_of
 from gradwatch.collector.sentences import explain
 from tests.collector.history import gradient, hello, nonfinite
@@ -22,6 +22,37 @@ def seen(rank: int, **changes: object):
 def test_the_place_in_the_backward_pass(position: int, words: str):
     (sentence,) = explain([seen(2, position=position)], tie=False, clean=[], unknown={}, contaminated=[])
     assert sentence.endswith(f", the {words} gradient to arrive in that backward pass.")
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_the_phase_is_a_sentence_of_its_own(phase: Phase):
+    first, about = explain(
+        [sighting_of(hello(2, 32), nonfinite(5, phase=phase))],
+        tie=False,
+        clean=[],
+        unknown={},
+        contaminated=[],
+    )
+    assert "was first" in first
+    says = {
+        Phase.INPUT: "bad data",
+        Phase.PARAMETER: "Its weights were not finite before that step",
+        Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not",
+        Phase.LOSS: "the gradient of the loss was not",
+        Phase.BACKWARD: "went bad on its way back",
+    }
+    assert says[phase] in about
+
+
+def test_a_later_micro_batch_is_named():
+    (sentence,) = explain(
+        [sighting_of(hello(2, 32), nonfinite(5, microbatch=2))],
+        tie=False,
+        clean=[],
+        unknown={},
+        contaminated=[],
+    )
+    assert "at step 5 (round 5, micro-batch 2)" in sentence
 
 
 def test_what_is_not_known_is_not_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -82,3 +83,27 @@ def test_a_job_that_torchrun_restarts(new_job):
     assert job.report["attempts"] == 2
     assert job.report["incidents"][0]["attempt"] == 1
     assert job.report["warnings"] == []
+
+
+def test_a_grad_scaler_at_work_raises_no_incident(new_job):
+    job = new_job(torchrun("with_scaler"), STEPS="24")
+    result = job.finish()
+    assert result.returncode == 0
+    skipped = {int(line.split()[2]) for line in result.stdout.splitlines()}
+    assert min(skipped) >= 5
+    assert job.report["incidents"] == []
+    assert len(result.ours) == 3
+    log = gradwatch("events", job.report["job"], "--json", "--state-dir", job.state_dir).stdout
+    events = [json.loads(line) for line in log.splitlines()]
+    overflows = [event["body"] for event in events if event["kind"] == "nonfinite"]
+    assert len({body["step"] for body in overflows}) == max(skipped)
+    assert all(body["loss_scale_overflow"] for body in overflows)
+
+
+def test_bad_data_under_a_grad_scaler_is_an_incident_all_the_same(new_job):
+    job = new_job(torchrun("with_scaler"), STEPS="24", BAD_RANK="1", BAD_STEPS="20")
+    assert job.finish().returncode == 0
+    assert verdict(job.report) == (1, 20, FIRST_PARAMETER)
+    (incident,) = job.report["incidents"]
+    assert incident["cause"] == "input"
+    assert "The batch that it was given was not finite: bad data." in incident["verdict"]

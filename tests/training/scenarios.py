@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.ranks import free_port
 from tests.training.group import process_group
+from tests.training.late import late_device_look
 
 
 def net() -> nn.Module:
@@ -46,14 +47,15 @@ def break_part(where: str) -> None:
     """Put an exception into the probe. Only this helper knows the probe."""
     if not os.environ.get("GRADWATCH_SPOOL"):
         return
-    from gradwatch.agent.probe import model, scan, steps, watcher
+    from gradwatch.agent.probe import model, passes, rounds, steps, watcher
 
     def broken(*_args: Any, **_kwargs: Any) -> Any:
         raise ValueError(f"planted in {where}")
 
     owner, name = {
-        "scan": (scan, "surely_finite"),
-        "reduced": (scan, "is_finite"),
+        "passes": (passes.Passes, "left"),
+        "scan": (rounds.HostLook, "local"),
+        "reduced": (rounds.HostLook, "reduced"),
         "steps": (steps.StepClock, "_counts"),
         "attach": (model.WatchedModel, "__init__"),
         "round": (watcher.Watcher, "end_local"),
@@ -169,25 +171,7 @@ def two_models() -> Any:
 
 def device_look() -> Any:
     """Read out as from a device whose events pass three questions late."""
-    if os.environ.get("GRADWATCH_SPOOL"):
-        from gradwatch.agent.probe.model import WatchedModel
-
-        class LateEvent:
-            asked = 0
-
-            def record(self) -> None:
-                self.asked = 0
-
-            def query(self) -> bool:
-                self.asked += 1
-                return self.asked > 3
-
-            def synchronize(self) -> None:
-                self.asked = 4
-
-        WatchedModel._choose_look = lambda self, device, parameters: self._device_look(
-            device, parameters, LateEvent
-        )
+    late_device_look()
     return train(DistributedDataParallel(net(), bucket_cap_mb=0.0005), 12, nan_at=9)
 
 

@@ -13,7 +13,7 @@ from gradwatch.collector import observations as obs
 from gradwatch.collector.attribution import cause_of
 from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
-from gradwatch.collector.model import Event, Skips, cause_label
+from gradwatch.collector.model import Cause, Event, Skips, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
 from gradwatch.collector.progress_log import log_end, log_progress
@@ -138,9 +138,10 @@ def _absorb_opening(draft: Draft, journal: Journal, body: _Opening) -> Journal:
 
 
 def _see_nonfinite(draft: Draft, rank: RankState, body: obs.NonFinite) -> RankState:
-    draft.news[rank.attempt].sightings.append(sighting_of(rank.hello, body))
+    if not body.loss_scale_overflow:
+        draft.news[rank.attempt].sightings.append(sighting_of(rank.hello, body))
     job = draft.jobs[rank.attempt.job]
-    label = cause_label(cause_of(body.phase))
+    label = cause_label(Cause.LOSS_SCALE if body.loss_scale_overflow else cause_of(body.phase))
     draft.jobs[job.name] = replace(job, nonfinite_events=counted(job.nonfinite_events, label))
     new_round = rank.last_round_seen is None or body.round > rank.last_round_seen
     return replace(

@@ -104,7 +104,11 @@ class BadGradient:
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """Non-finite local gradients in one bucket, seen before its reduction."""
+    """Non-finite local gradients in one bucket, seen before its reduction.
+
+    Attributes:
+        loss_scale_overflow: a GradScaler at work, which skips the update by itself: no fault.
+    """
 
     root: int
     round: int
@@ -116,6 +120,7 @@ class NonFinite:
     gradients_total: int
     batch: str | None
     source: str
+    loss_scale_overflow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import UnknownReason
-from gradwatch.collector.observations import Value
+from gradwatch.collector.observations import Phase, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +20,14 @@ _VALUES = {
     Value.NAN: "NaN",
     Value.POSITIVE_INFINITY: "+Inf",
     Value.NEGATIVE_INFINITY: "-Inf",
+}
+
+_PHASES = {
+    Phase.INPUT: "The batch that it was given was not finite: bad data.",
+    Phase.PARAMETER: "Its weights were not finite before that step: something had poisoned or damaged them.",
+    Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not.",
+    Phase.LOSS: "What its forward pass gave was finite, and the gradient of the loss was not.",
+    Phase.BACKWARD: "The gradient of the loss was finite, and went bad on its way back through the model.",
 }
 
 _UNKNOWN = {
@@ -50,6 +58,8 @@ def explain(
         contaminated: ranks that were first bad after an update.
     """
     sentences = [_first(origins, tie)]
+    if origins[0].phase is not None:
+        sentences.append(_PHASES[origins[0].phase])
     if len(origins) > 1:
         others = [origin.rank for origin in origins[1:]]
         sentences.append(f"{_ranks(others)} {_were(others)} bad before any update was applied too.")
@@ -90,7 +100,8 @@ def tell_skips(evidence: Evidence) -> tuple[str, ...]:
 def _first(origins: Sequence[Sighting], tie: bool) -> str:
     first = origins[0]
     who = f"Rank {first.rank} on node {first.node}"
-    when = f"at step {first.step} (round {first.round})"
+    micro = f", micro-batch {first.microbatch}" if first.microbatch else ""
+    when = f"at step {first.step} (round {first.round}{micro})"
     if tie:
         shared = [origin.rank for origin in origins if _place(origin) == _place(first)]
         who += f" is named first, but {_ranks(shared, lower=True)} share that position"

@@ -170,6 +170,7 @@ def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
         gradients_total=message.gradients_total,
         batch=_known(message, "batch"),
         source=message.source,
+        loss_scale_overflow=message.loss_scale_overflow,
     )
 
 

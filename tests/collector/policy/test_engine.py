@@ -12,7 +12,7 @@ from gradwatch.collector.errors import IllegalTransitionError
 from gradwatch.collector.observations import Skipped
 from gradwatch.collector.policy.decision import Outcome, conclude
 from gradwatch.collector.policy.decision_document import as_document
-from gradwatch.collector.policy.dossier import Dossier, with_decision
+from gradwatch.collector.policy.dossier import Dossier, bad_steps_in_a_row, with_decision
 from gradwatch.collector.policy.engine import decide
 from gradwatch.collector.policy.model import Action
 from gradwatch.collector.policy.refusals import Silence, refusal_to_perform
@@ -152,3 +152,15 @@ def test_a_dossier_is_the_same_once_stored():
     codec = TypeAdapter(Dossier)
     assert codec.validate_json(codec.dump_json(story.dossier)) == story.dossier
     assert json.dumps(as_document(story.decision))
+
+
+def test_overflows_of_a_loss_scale_are_no_bad_steps():
+    story = Story(policy(BURST)).start().saved(checkpoint(4))
+    for round_ in range(5, 9):
+        story.say(0, nonfinite(round_, loss_scale_overflow=True))
+    assert bad_steps_in_a_row(story.dossier, story.state, story.state.jobs["j"].current) is None
+    assert story.decisions == ()
+    # They do not make a burst of the one bad step after them.
+    story.bad(9)
+    assert bad_steps_in_a_row(story.dossier, story.state, story.state.jobs["j"].current) == 1
+    assert story.decisions == ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.ddp import DDPWatch
+from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.steps import patch_optimizers
@@ -104,5 +105,9 @@ def _patch_optimizers(watcher: Watcher) -> None:
             reload.attempted(attempt, optimizer)
 
     patch_optimizers(
-        guarded("steps", enter), leave, guarded("steps", clock.state_loaded), reload.scale_updated
+        guarded("steps", enter),
+        leave,
+        guarded("steps", clock.state_loaded),
+        reload.scale_updated,
+        guarded(PART, watcher.loss_scaled),
     )

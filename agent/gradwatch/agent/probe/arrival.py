@@ -31,6 +31,11 @@ class Arrivals:
         self._under_way = False
         self._next_key = 0
 
+    @property
+    def ordinal(self) -> int:
+        """Of the backward pass under way, or, between two, of the one to come."""
+        return self.passes - 1 if self._under_way else self.passes
+
     def new_key(self) -> int:
         """A key for one parameter."""
         self._next_key += 1

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+from torch._compile import _disable_dynamo
 from torch.distributed.algorithms.join import Join
 from torch.nn import parallel
 
 from gradwatch.agent.probe.model import WatchedModel
+from gradwatch.agent.probe.passes import PART
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +39,8 @@ _NEEDED = (
     (dist, "_register_comm_hook"),
     (dist, "_register_builtin_comm_hook"),
     (Join, "notify_join_context"),
+    (DistributedDataParallel, "_pre_forward"),
+    (DistributedDataParallel, "_post_forward"),
 )
 
 
@@ -64,6 +68,7 @@ class DDPWatch:
         self._wrap_init_helper()
         self._wrap_registration()
         self._wrap_join()
+        self._wrap_passes()
 
     def model_of(self, ddp: Any) -> WatchedModel | None:
         """The watched model of a DDP instance."""
@@ -168,6 +173,39 @@ class DDPWatch:
             return work
 
         Join.notify_join_context = staticmethod(notify_join_context)  # type: ignore[method-assign]
+
+    def _wrap_passes(self) -> None:
+        """See what enters the module and what leaves it; DDP has moved the inputs to their device by then.
+
+        `torch.compile` around DDP does not look into DDP's own frames, and shall not look into these.
+        """
+        pre, post = DistributedDataParallel._pre_forward, DistributedDataParallel._post_forward
+
+        @functools.wraps(pre)
+        def _pre_forward(ddp: Any, *inputs: Any, **kwargs: Any) -> Any:
+            entering = pre(ddp, *inputs, **kwargs)
+            self._guarded(PART, ddp, lambda model: model.entered(*entering))
+            return entering
+
+        @functools.wraps(post)
+        def _post_forward(ddp: Any, output: Any) -> Any:
+            leaving = post(ddp, output)
+            self._guarded(PART, ddp, lambda model: model.left(leaving))
+            return leaving
+
+        DistributedDataParallel._pre_forward = _disable_dynamo(_pre_forward)
+        DistributedDataParallel._post_forward = _disable_dynamo(_post_forward)
+
+    def _guarded(self, part: str, ddp: Any, call: Callable[[WatchedModel], None]) -> None:
+        """Tell a watched model something. Never raises."""
+        model = self._models.get(ddp)
+        fuses = self._watcher.fuses
+        if model is None or not fuses.intact(part):
+            return
+        try:
+            call(model)
+        except Exception as error:
+            fuses.blow(part, error)
 
     def _put_inside(self, reducer: Any, inner: Callable[[GradBucket], Any]) -> bool:
         model = self._reducers.get(reducer)

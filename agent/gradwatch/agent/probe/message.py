@@ -11,8 +11,14 @@ if TYPE_CHECKING:
 GRADIENTS_PER_RECORD = 16
 
 
-def nonfinite_message(model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
-    """The `NonFinite` message in its JSON mapping: the earliest gradients first."""
+def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused: bool) -> dict[str, Any]:
+    """The `NonFinite` message in its JSON mapping: the earliest gradients first.
+
+    Args:
+        model: whose gradients they are.
+        findings: of one bucket.
+        excused: a GradScaler's overflow, which is no fault.
+    """
     moment = findings.moment
     placed = []
     for bad in findings.gradients:
@@ -45,8 +51,15 @@ def nonfinite_message(model: WatchedModel, findings: BucketFindings) -> dict[str
         "gradients_total": len(findings.gradients),
         "source": "ddp-bucket",
     }
-    if moment.microbatch is not None:
-        message["microbatch"] = moment.microbatch
-    if moment.batch is not None:
-        message["batch"] = moment.batch
+    origin = findings.origin
+    microbatch = moment.microbatch if origin.microbatch is None else origin.microbatch
+    batch = moment.batch if origin.batch is None else origin.batch
+    if origin.phase is not None:
+        message["phase"] = origin.phase
+    if excused:
+        message["loss_scale_overflow"] = True
+    if microbatch is not None:
+        message["microbatch"] = microbatch
+    if batch is not None:
+        message["batch"] = batch
     return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from gradwatch.agent.probe.arrival import when_backward_ends
 from gradwatch.agent.probe.averaging import Averaging, active_ranks
 from gradwatch.agent.probe.guard import forget_error_feedback
 from gradwatch.agent.probe.parameters import name_parameters
+from gradwatch.agent.probe.passes import Passes
 from gradwatch.agent.probe.rounds import Bucket, DeviceLook, HostLook
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from gradwatch.agent.probe.parameters import ParameterInfo
+    from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rounds import Look, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
@@ -37,6 +40,8 @@ _AGREEING = _POWER_SGD | {
 # Values per round beyond one per parameter: one per bucket, of which there are fewer
 # than parameters, for the reduced gradients.
 _VALUES_PER_PARAMETER = 2
+# And four for each micro-batch.
+_VALUES_OF_PASSES = 64
 
 
 class WatchedModel:
@@ -92,6 +97,8 @@ class WatchedModel:
             self._keys[id(parameter)] = key
         self._on_cuda = ddp.device.type == "cuda"
         self.look = self._choose_look(ddp.device, len(self._infos))
+        self._passes = Passes(self.look.fact, lambda: watcher.arrivals.ordinal, self.fuses, watcher.spent)
+        self._pass: Pass | None = None
 
     def follow_arrivals(self) -> None:
         """Have every parameter tell when its gradient arrives."""
@@ -108,6 +115,37 @@ class WatchedModel:
             handle.remove()
         self._handles.clear()
 
+    # ------------------------------------------------------------------ the passes
+
+    def entered(self, args: Any, kwargs: Any) -> None:
+        """A forward pass through the module begins with these arguments."""
+        if not torch.is_grad_enabled() or self._capturing():
+            self._pass = None
+            return
+        began = time.perf_counter()
+        self._pass = self._passes.entered(args, kwargs, self._watcher.batch)
+        self._watcher.spent(time.perf_counter() - began)
+
+    def left(self, output: Any) -> None:
+        """It has ended with this output."""
+        if self._pass is None:
+            return
+        began = time.perf_counter()
+        self._passes.left(self._pass, output)
+        self._pass = None
+        self._watcher.spent(time.perf_counter() - began)
+
+    def loss_scaled(self, losses: Any) -> None:
+        """A GradScaler scales losses."""
+        self._passes.scaled(losses)
+
+    def _parameter_fact(self) -> Callable[[], Fact]:
+        if self._on_cuda:
+            # When a hit is read out, an update may have been applied.
+            fact = self.look.fact(self.parameters())
+            return lambda: fact
+        return functools.cache(lambda: self.look.fact(self.parameters()))
+
     # ------------------------------------------------------------------ the reduction
 
     def before_reduction(self, bucket: GradBucket) -> None:
@@ -119,7 +157,9 @@ class WatchedModel:
         self.catch_up()
         moment = self._moment
         if moment is None:
-            moment = self._moment = watcher.begin_round(self.root)
+            moment = self._moment = watcher.begin_round(
+                self.root, self._passes.take(), self._parameter_fact()
+            )
         findings = self.look.local(
             moment,
             Bucket(bucket.index(), bucket.buffer(), lambda: self._gradients(bucket)),
@@ -267,7 +307,7 @@ class WatchedModel:
 
     def _device_look(self, device: torch.device, parameters: int, new_event: Callable[[], Any]) -> DeviceLook:
         return DeviceLook(
-            _VALUES_PER_PARAMETER * parameters,
+            _VALUES_PER_PARAMETER * parameters + _VALUES_OF_PASSES,
             device,
             new_event,
             self._watcher.drop,

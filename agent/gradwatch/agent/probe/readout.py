@@ -17,6 +17,8 @@ from gradwatch.agent.probe.scan import readable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gradwatch.agent.probe.passes import Fact
+
 T = TypeVar("T")
 
 
@@ -73,6 +75,28 @@ class Slot(Generic[T]):
             end = self.used + len(looked_at)
             norms = torch._foreach_norm(looked_at, float("inf"))
             self._device[self.used : end].copy_(torch.stack(norms))
+            self.used = end
+        return places
+
+    def add_facts(self, facts: Sequence[Fact]) -> list[int | bool | None]:
+        """Take magnitudes that are on the device already; what is known, or not, stays as it is.
+
+        Returns:
+            For each fact the place of its value in `values()`, or the fact; None where there is no room.
+        """
+        places: list[int | bool | None] = []
+        taken: list[torch.Tensor] = []
+        for fact in facts:
+            if not isinstance(fact, torch.Tensor):
+                places.append(fact)
+            elif self.used + len(taken) < self._device.numel():
+                places.append(self.used + len(taken))
+                taken.append(fact)
+            else:
+                places.append(None)
+        if taken:
+            end = self.used + len(taken)
+            self._device[self.used : end].copy_(torch.stack(taken))
             self.used = end
         return places
 

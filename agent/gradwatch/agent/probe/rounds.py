@@ -7,18 +7,21 @@ read-out that arrives rounds later, for tensors on a device. Both end in the sam
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from gradwatch.agent.probe import scan
+from gradwatch.agent.probe.passes import Origin, Pass, origin_of
 from gradwatch.agent.probe.readout import Ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
-
+    from gradwatch.agent.probe.passes import Fact
     from gradwatch.agent.probe.readout import Event, Slot
 
 # Rounds under way on a device. A host that runs further ahead than this loses sight of rounds.
@@ -36,6 +39,8 @@ class Moment:
         microbatch: ordinal of the backward pass; None when several were summed up.
         batch: JSON of the user's tag.
         order: keys of the parameters in the order in which their gradients arrived.
+        passes: of the model, that the gradients are of; oldest first.
+        parameters: gives whether the parameters are finite, before the step; None when not known.
     """
 
     root: int
@@ -44,6 +49,8 @@ class Moment:
     microbatch: int | None
     batch: str | None
     order: list[int]
+    passes: tuple[Pass, ...] = ()
+    parameters: Callable[[], Fact] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,16 @@ class BadGradient:
 
 @dataclass(frozen=True)
 class BucketFindings:
-    """What was non-finite in one bucket of one round, before its reduction."""
+    """What was non-finite in one bucket of one round, before its reduction.
+
+    Attributes:
+        origin: where it began on this rank.
+    """
 
     moment: Moment
     bucket: int
     gradients: list[BadGradient]
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass
@@ -104,6 +116,9 @@ class Bucket:
 class Look(Protocol):
     """How gradients of one device are looked at."""
 
+    def fact(self, tensors: Sequence[torch.Tensor]) -> Fact:
+        """Whether tensors, of any devices and dtypes, are all finite."""
+
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """Look at a bucket before its reduction; findings that are known at once.
 
@@ -131,6 +146,10 @@ class Look(Protocol):
 class HostLook:
     """For gradients in host memory: one pass over the bucket, exact looks only on a hit."""
 
+    def fact(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """See `Look.fact`: known at once."""
+        return all(scan.is_finite(tensor) for tensor in tensors)
+
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """See `Look.local`."""
         if scan.surely_finite(bucket.buffer):
@@ -142,7 +161,11 @@ class HostLook:
             for key, gradient in bucket.gradients()
             if (finding := scan.examine(gradient)) is not None
         ]
-        return BucketFindings(moment, bucket.index, bad) if bad else None
+        if not bad:
+            return None
+        parameters = moment.parameters()
+        known = parameters if isinstance(parameters, bool) else None
+        return BucketFindings(moment, bucket.index, bad, origin_of(moment.passes, parameters=known))
 
     def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
         """See `Look.reduced`."""
@@ -170,6 +193,7 @@ class _Flight:
     """A round on its way from the device."""
 
     moment: Moment
+    facts: list[int | bool | None] = field(default_factory=list)
     buckets: list[tuple[int, Sequence[int], list[int | None]]] = field(default_factory=list)
     reduced: list[int | None] = field(default_factory=list)
     reduced_looked: bool = False
@@ -197,10 +221,32 @@ class DeviceLook:
     ) -> None:
         self.reduced_flag: torch.Tensor | None = None
         self._with_flag = with_flag
+        self._device = device
         self._ring: Ring[_Flight] = Ring(SLOTS, capacity, device, new_event)
         self._slot: Slot[_Flight] | None = None
         self._lost = lost
         self._unseen: list[Moment] = []
+
+    def fact(self, tensors: Sequence[torch.Tensor]) -> Fact:
+        """See `Look.fact`: a magnitude that nobody waits for; at once for what is in host memory."""
+        at_once, all_known = True, True
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            values = scan.readable(tensor)
+            if values is None:
+                continue
+            if values.device == self._device:
+                by_dtype.setdefault(values.dtype, []).append(values)
+            elif values.device.type == "cpu":
+                at_once = at_once and scan.is_finite(values)
+            else:
+                all_known = False
+        if not (at_once and all_known):
+            return None if at_once else False
+        norms = [
+            norm.double() for values in by_dtype.values() for norm in torch._foreach_norm(values, math.inf)
+        ]
+        return torch.stack(norms).amax() if norms else True
 
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """See `Look.local`: nothing is known at once."""
@@ -243,7 +289,9 @@ class DeviceLook:
             slot = None
         if slot is None:
             slot = self._ring.acquire(_Flight(moment))
-            if slot is None and moment not in self._unseen:
+            if slot is not None and slot.about is not None:
+                slot.about.facts = slot.add_facts(_facts(moment))
+            elif moment not in self._unseen:
                 self._unseen.append(moment)
                 self._lost("device_behind")
         self._slot = slot
@@ -253,6 +301,7 @@ class DeviceLook:
 def _landed(flight: _Flight, values: list[float]) -> RoundResult:
     """Read a round's values as findings. A magnitude of infinity does not tell its sign."""
     result = RoundResult(flight.moment)
+    origin: Origin | None = None
     for bucket, keys, places in flight.buckets:
         bad = [
             BadGradient(key, "VALUE_NAN" if math.isnan(values[place]) else None, None)
@@ -260,9 +309,27 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
             if place is not None and not math.isfinite(values[place])
         ]
         if bad:
-            result.findings.append(BucketFindings(flight.moment, bucket, bad))
+            origin = origin or _origin(flight, values)
+            result.findings.append(BucketFindings(flight.moment, bucket, bad, origin))
     if flight.reduced_looked:
         result.reduced_bad = any(
             place is not None and not math.isfinite(values[place]) for place in flight.reduced
         )
     return result
+
+
+def _facts(moment: Moment) -> list[Fact]:
+    """Of the parameters, then of each pass."""
+    return [moment.parameters(), *(fact for one in moment.passes for fact in one.facts)]
+
+
+def _origin(flight: _Flight, values: list[float]) -> Origin:
+    """Where it began, by the facts as they have been read out."""
+    known = [
+        place if place is None or isinstance(place, bool) else math.isfinite(values[place])
+        for place in flight.facts
+    ]
+    parameters, *rest = known
+    facts = iter(rest)
+    passes = [one.with_facts(*itertools.islice(facts, len(one.facts))) for one in flight.moment.passes]
+    return origin_of(passes, parameters=parameters)

@@ -134,6 +134,7 @@ def patch_optimizers(
     leave: Callable[[Any, Any], Any],
     loaded: Callable[[Any], None],
     scale_updated: Callable[[], None],
+    scaled: Callable[[Any], Any],
 ) -> None:
     """Have every optimizer and GradScaler of this process report its update attempts.
 
@@ -143,6 +144,7 @@ def patch_optimizers(
         leave: called with (attempt, optimizer) after; must not raise.
         loaded: called with an optimizer that has loaded a state; must not raise.
         scale_updated: called after each `update` of a GradScaler; must not raise.
+        scaled: called with the losses that a GradScaler scales; must not raise.
     """
     import functools
 
@@ -166,6 +168,14 @@ def patch_optimizers(
         leave(self, optimizer)
         return result
 
+    scaler_scale = scaler.scale
+
+    @functools.wraps(scaler_scale)
+    def scale(self: Any, outputs: Any) -> Any:
+        if self.is_enabled():
+            scaled(outputs)
+        return scaler_scale(self, outputs)
+
     scaler_update = scaler.update
 
     @functools.wraps(scaler_update)
@@ -183,6 +193,7 @@ def patch_optimizers(
         return result
 
     scaler.step = step  # type: ignore[method-assign]
+    scaler.scale = scale  # type: ignore[method-assign]
     scaler.update = update  # type: ignore[method-assign]
     Optimizer.load_state_dict = load  # type: ignore[method-assign]
 

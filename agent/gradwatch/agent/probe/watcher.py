@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rank import Identity
     from gradwatch.agent.probe.rounds import BucketFindings, RoundResult
     from gradwatch.agent.probe.settings import Settings
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 # A job that goes on with NaN weights has nothing new to say: after this many bad
 # rounds in a row the rest is only counted.
 ROUNDS_IN_FULL = 16
+# A GradScaler begins at 65,536 and halves: more overflows in a row than lead from there to 1 are none.
+OVERFLOWS_IN_A_ROW = 16
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 
@@ -77,6 +80,8 @@ class Watcher:
         self._bad_rounds = 0
         self._bad_now: set[int] = set()
         self._bad_streak = 0
+        self._reduced_bad_streak = 0
+        self._excused: set[int] = set()
         self._dropped: dict[str, int] = {}
         self._saves = Saves()
         self.probe_seconds = 0.0
@@ -147,18 +152,25 @@ class Watcher:
 
     # ------------------------------------------------------------------ rounds
 
-    def begin_round(self, root: int) -> Moment:
-        """The first bucket of a reduction is ready."""
+    def begin_round(self, root: int, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
+        """The first bucket of a reduction is ready.
+
+        Args:
+            root: ordinal of the model.
+            passes: of the model, that are reduced now.
+            parameters: gives whether its parameters are finite.
+        """
         if self._first_round_at is None:
             self._first_round_at = time.perf_counter()
-        passes = self.arrivals.passes
         moment = Moment(
             root=root,
             round=self.rounds,
             step=self.clock.step,
-            microbatch=0 if passes <= 1 else None,
+            microbatch=0 if self.arrivals.passes <= 1 else None,
             batch=self._tag,
             order=self.arrivals.order,
+            passes=passes,
+            parameters=parameters,
         )
         self._under_way.append(moment)
         return moment
@@ -170,13 +182,16 @@ class Watcher:
 
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """Non-finite local gradients: write them down before they are reduced."""
-        if findings.moment.round not in self._bad_now:
-            self._bad_now.add(findings.moment.round)
+        round_ = findings.moment.round
+        if findings.origin.overflow and self._reduced_bad_streak < OVERFLOWS_IN_A_ROW:
+            self._excused.add(round_)
+        if round_ not in self._bad_now:
+            self._bad_now.add(round_)
             self._bad_rounds += 1
         if self.brief:
             self.drop("repeated")
             return
-        self.append("nonfinite", nonfinite_message(model, findings))
+        self.append("nonfinite", nonfinite_message(model, findings, excused=round_ in self._excused))
 
     def end_local(self, moment: Moment, *, seen: bool) -> None:
         """All buckets of the round are enqueued for reduction.
@@ -195,6 +210,7 @@ class Watcher:
     def end_reduced(self, moment: Moment, *, bad: bool) -> None:
         """The reduced gradients of a round have been looked at."""
         self._reduced_round = max(self._reduced_round, moment.round + 1)
+        self._reduced_bad_streak = self._reduced_bad_streak + 1 if bad else 0
         if bad:
             # Every rank sees this in the same round: with their watermarks written at once,
             # the verdict waits for no timer.
@@ -228,12 +244,24 @@ class Watcher:
         """What the user says about the batch under way; events of later rounds carry it."""
         self._tag = None if batch is None else json.dumps(batch, default=str)[:TAG_CHARACTERS]
 
+    @property
+    def batch(self) -> str | None:
+        """JSON of what the user has said."""
+        return self._tag
+
     def checkpoint_saved(self, path: str, step: int | None) -> None:
         """The user says that a checkpoint has been written."""
         message: dict[str, Any] = {"path": absolute(path), "declared": True}
         if step is not None:
             message["step"] = step
         self.append("checkpoint", message)
+
+    # ------------------------------------------------------------------ the scaler
+
+    def loss_scaled(self, losses: Any) -> None:
+        """A GradScaler scales losses."""
+        for model in self._models:
+            model.loss_scaled(losses)
 
     # ------------------------------------------------------------------ saves
 
@@ -367,7 +395,11 @@ class Watcher:
     def _settle(self, moment: Moment) -> None:
         if moment in self._under_way:
             self._under_way.remove(moment)
-        if moment.round in self._bad_now:
+        if moment.round in self._excused:
+            # The scaler at work: it is no news how often, and it is told all the same.
+            self._excused.discard(moment.round)
+            self._bad_now.discard(moment.round)
+        elif moment.round in self._bad_now:
             self._bad_now.discard(moment.round)
             self._bad_streak += 1
         else:

@@ -144,7 +144,7 @@ def observe(dossier: Dossier, state: State, changes: Changes) -> Dossier:
         if attempt is None or event.job != dossier.job:
             continue
         past = pasts.get(attempt, AttemptPast(attempt))
-        if isinstance(body, NonFinite | Skipped):
+        if isinstance(body, Skipped) or (isinstance(body, NonFinite) and not body.loss_scale_overflow):
             past = replace(past, runs=_with(past.runs, _single(body)))
         if isinstance(body, Skipped) and body.exhausted:
             past = replace(past, exhausted_round=max(body.round, past.exhausted_round or 0))

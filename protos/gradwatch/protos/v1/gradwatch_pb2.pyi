@@ -403,6 +403,7 @@ class NonFinite(google.protobuf.message.Message):
     GRADIENTS_TOTAL_FIELD_NUMBER: builtins.int
     BATCH_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
+    LOSS_SCALE_OVERFLOW_FIELD_NUMBER: builtins.int
     root: builtins.int
     round: builtins.int
     step: builtins.int
@@ -415,6 +416,10 @@ class NonFinite(google.protobuf.message.Message):
     """JSON of the values given to tag(batch=...)"""
     source: builtins.str
     """which look found it: "ddp-bucket" """
+    loss_scale_overflow: builtins.bool
+    """A GradScaler had scaled a finite loss, all before it was finite, and it has not been so for long:
+    fp16's range is tried out, which is no fault.
+    """
     @property
     def gradients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadGradient]:
         """the earliest in backward order, at most 16"""
@@ -432,9 +437,10 @@ class NonFinite(google.protobuf.message.Message):
         gradients_total: builtins.int = ...,
         batch: builtins.str | None = ...,
         source: builtins.str = ...,
+        loss_scale_overflow: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_microbatch", b"_microbatch", "_phase", b"_phase", "batch", b"batch", "microbatch", b"microbatch", "phase", b"phase"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_microbatch", b"_microbatch", "_phase", b"_phase", "batch", b"batch", "bucket", b"bucket", "gradients", b"gradients", "gradients_total", b"gradients_total", "microbatch", b"microbatch", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_microbatch", b"_microbatch", "_phase", b"_phase", "batch", b"batch", "bucket", b"bucket", "gradients", b"gradients", "gradients_total", b"gradients_total", "loss_scale_overflow", b"loss_scale_overflow", "microbatch", b"microbatch", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
     @typing.overload

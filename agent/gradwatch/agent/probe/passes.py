@@ -1,0 +1,253 @@
+"""What enters a watched model and what leaves it, in each forward pass and in the backward pass through it.
+
+The facts that tell in which phase a gradient went bad: are the inputs finite, is the output, is the gradient
+that enters the model. They are taken when the tensors are there, since keeping them would keep their memory.
+Nothing is hooked to a module or a tensor: DDP's own `forward` is wrapped, and the gradient is seen at
+the node of the graph that it enters by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gradwatch.agent.probe.fuses import Fuses
+
+# Finite or not; on a device the largest magnitude, a float64 of shape (), which nobody waits for;
+# None for what is not known.
+Fact: TypeAlias = "bool | torch.Tensor | None"
+
+# The part of the probe, for its fuse.
+PART = "passes"
+# Passes without a backward pass, such as those of an evaluation, are forgotten beyond these.
+_MAX_PASSES = 256
+# Of nested inputs. What lies deeper, or is of a kind that holds who knows what, is not known.
+_MAX_DEPTH = 8
+_MAX_LEAVES = 512
+_PLAIN = (str, bytes, bool, int, type(None), torch.dtype, torch.device, torch.Size)
+
+
+@dataclasses.dataclass
+class Pass:
+    """One forward pass, and what is known of the backward pass through it.
+
+    Attributes:
+        batch: JSON of the user's tag.
+        inputs: finite before the pass.
+        output: finite after it.
+        entering: the gradient that entered the model by its output.
+        scaled_loss: the loss, before a GradScaler scaled it; None when none did.
+        backward: ordinal of that backward pass since the last reduction; None before it has begun.
+    """
+
+    batch: str | None = None
+    inputs: Fact = None
+    output: Fact = None
+    entering: Fact = None
+    scaled_loss: Fact = None
+    backward: int | None = None
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """What may have to be read out: see `with_facts`."""
+        return self.inputs, self.output, self.entering, self.scaled_loss
+
+    def with_facts(self, inputs: Fact, output: Fact, entering: Fact, scaled_loss: Fact) -> Pass:
+        """The same with facts that are known by now."""
+        return dataclasses.replace(
+            self, inputs=inputs, output=output, entering=entering, scaled_loss=scaled_loss
+        )
+
+
+class Passes:
+    """The passes of one model since its last reduction.
+
+    Args:
+        fact: whether tensors are all finite: as `Look.fact`.
+        ordinal: gives that of the backward pass under way, since the last reduction.
+        fuses: blown when the look at a gradient fails; autograd would raise it into the training.
+        spent: told how long the look at a gradient took, in seconds.
+    """
+
+    def __init__(
+        self,
+        fact: Callable[[Sequence[torch.Tensor]], Fact],
+        ordinal: Callable[[], int],
+        fuses: Fuses,
+        spent: Callable[[float], object],
+    ) -> None:
+        self._fact = fact
+        self._ordinal = ordinal
+        self._fuses = fuses
+        self._spent = spent
+        self._passes: list[Pass] = []
+
+    def entered(self, args: Any, kwargs: Any, batch: str | None) -> Pass:
+        """A forward pass begins with these arguments."""
+        inputs = Leaves((args, kwargs))
+        one = Pass(batch, self._known(inputs))
+        self._passes = [*self._passes[1 - _MAX_PASSES :], one]
+        return one
+
+    def left(self, one: Pass, output: Any) -> None:
+        """It has ended with this output."""
+        leaves = Leaves(output)
+        one.output = self._known(leaves)
+        nodes = {id(node): node for tensor in leaves.tensors if (node := tensor.grad_fn) is not None}
+        for node in nodes.values():
+            node.register_prehook(functools.partial(self._enters, one))
+
+    def scaled(self, losses: Any) -> None:
+        """A GradScaler scales what was made of the newest output; these are as they were before."""
+        waiting = [one for one in self._passes if one.backward is None]
+        if waiting:
+            waiting[-1].scaled_loss = self._known(Leaves(losses))
+
+    def take(self) -> tuple[Pass, ...]:
+        """Those that a backward pass has gone through, oldest first; they are forgotten here."""
+        gone = [one for one in self._passes if one.backward is not None]
+        self._passes = [one for one in self._passes if one.backward is None]
+        return tuple(sorted(gone, key=lambda one: one.backward or 0))
+
+    def _enters(self, one: Pass, gradients: Sequence[torch.Tensor | None]) -> None:
+        if not self._fuses.intact(PART):
+            return
+        began = time.perf_counter()
+        try:
+            one.backward = self._ordinal() if one.backward is None else one.backward
+            now = self._fact([gradient for gradient in gradients if gradient is not None])
+            one.entering = both(one.entering, now)
+        except Exception as error:
+            self._fuses.blow(PART, error)
+        self._spent(time.perf_counter() - began)
+
+    def _known(self, leaves: Leaves) -> Fact:
+        if not leaves.finite:
+            return False
+        fact = self._fact(leaves.tensors)
+        # What could not be looked at may be bad; what was looked at and is bad, is.
+        return fact if leaves.all_known or fact is False else None
+
+
+class Leaves:
+    """The tensors in nested arguments: lists, mappings, dataclasses, and objects with attributes.
+
+    Attributes:
+        tensors: found.
+        finite: no plain number among the rest is NaN or infinite.
+        all_known: nothing was found that could not be looked into.
+    """
+
+    def __init__(self, nested: Any) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self.finite = True
+        self.all_known = True
+        self._seen: set[int] = set()
+        self._walk(nested, 0)
+
+    def _walk(self, value: Any, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, float):
+            self.finite &= math.isfinite(value)
+        elif isinstance(value, _PLAIN) or id(value) in self._seen:
+            return
+        elif depth >= _MAX_DEPTH or len(self._seen) >= _MAX_LEAVES:
+            self.all_known = False
+        else:
+            self._seen.add(id(value))
+            parts = _parts(value)
+            if parts is None:
+                self.all_known = False
+                return
+            for part in parts:
+                self._walk(part, depth + 1)
+
+
+def _parts(value: Any) -> Iterable[Any] | None:
+    """What a container holds; None when it cannot be looked into without calling who knows what."""
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value
+    try:
+        attributes: dict[str, Any] = vars(value)
+    except TypeError:
+        return None
+    return attributes.values()
+
+
+def both(one: Fact, other: Fact) -> Fact:
+    """One fact of two about parts of the same; None takes no part."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.stack([one, other]).amax()
+    if isinstance(one, bool) and isinstance(other, bool):
+        return one and other
+    # A part that holds nothing to be looked at is finite, and known at once.
+    tensor, known = (one, other) if isinstance(one, torch.Tensor) else (other, one)
+    return tensor if known else False
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a rank's gradients went bad, as far as it can be told.
+
+    Attributes:
+        phase: enum name of `gradwatch.v1.Phase`.
+        microbatch: ordinal of the backward pass since the last reduction.
+        batch: JSON of the user's tag.
+        overflow: only the scale of a GradScaler made them bad, for all that is known: everything before it
+            was finite, the unscaled loss too.
+    """
+
+    phase: str | None = None
+    microbatch: int | None = None
+    batch: str | None = None
+    overflow: bool = False
+
+
+def origin_of(passes: Sequence[Pass], *, parameters: bool | None) -> Origin:
+    """Where it began on this rank, when its gradients are bad.
+
+    Args:
+        passes: that the gradients are of, oldest first, with facts that the host knows.
+        parameters: whether they are finite before the step; None when not known.
+    """
+    overflow = bool(passes) and all(_may_overflow(one) for one in passes) and parameters is not False
+    one = next((one for one in passes if False in (one.inputs, one.output, one.entering)), None)
+    if one is None and (len(passes) == 1 or parameters is False):
+        one = next(iter(passes), None)
+    if one is not None:
+        return Origin(_phase_of(one, parameters), one.backward, one.batch, overflow)
+    if parameters is False:
+        return Origin("PHASE_PARAMETER")
+    # Several passes, and the gradients were looked at when they had been summed up.
+    backward = passes and all(one.output and one.entering for one in passes)
+    return Origin("PHASE_BACKWARD" if backward else None, overflow=overflow)
+
+
+def _may_overflow(one: Pass) -> bool:
+    return one.scaled_loss is True and one.inputs is not False and one.output is not False
+
+
+def _phase_of(one: Pass, parameters: bool | None) -> str | None:
+    if one.inputs is False:
+        return "PHASE_INPUT"
+    if parameters is False:
+        return "PHASE_PARAMETER"
+    if one.output is False:
+        return "PHASE_FORWARD" if one.inputs and parameters else None
+    if one.output is None or one.entering is None:
+        return None
+    return "PHASE_BACKWARD" if one.entering else "PHASE_LOSS"
