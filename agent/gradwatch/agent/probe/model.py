@@ -137,7 +137,8 @@ class WatchedModel:
 
     def loss_scaled(self, losses: Any) -> None:
         """A GradScaler scales losses."""
-        self._passes.scaled(losses)
+        if not self._capturing():
+            self._passes.scaled(losses)
 
     def _parameter_fact(self) -> Callable[[], Fact]:
         if self._on_cuda:
