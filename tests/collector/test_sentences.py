@@ -90,3 +90,30 @@ def test_many_ranks_are_counted():
         "Ranks 20 and 21 are unknown; of each, nothing was heard of it for the confirm timeout.",
         "Rank 22 is unknown: its process ended before it had looked at the round.",
     )
+
+
+PARAMETER, FORWARD = Phase.PARAMETER, Phase.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("ranks", "clean", "unknown", "phase", "says"),
+    [
+        ([1], [0, 2], {}, FORWARD, "No other rank was bad: look at its batch and its device."),
+        ([1], [0, 2], {}, PARAMETER, "its memory was damaged, or it had drifted apart."),
+        ([0, 1], [], {}, FORWARD, "look at what they share, such as the learning rate"),
+        ([0, 1], [], {}, PARAMETER, "since all have the same weights."),
+        # Bad data says itself where to look; and nothing follows from some ranks, from one alone, or
+        # from what is not known.
+        ([1], [0, 2], {}, Phase.INPUT, None),
+        ([0, 1], [2], {}, FORWARD, None),
+        ([0], [], {}, FORWARD, None),
+        ([1], [0, 2], {}, None, None),
+        ([1], [0], {2: UnknownReason.SILENT}, FORWARD, None),
+    ],
+)
+def test_how_many_ranks_were_bad_says_where_to_look(ranks, clean, unknown, phase, says):
+    origins = [sighting_of(hello(rank, 3), nonfinite(5, phase=phase)) for rank in ranks]
+    sentences = explain(origins, tie=len(ranks) > 1, clean=clean, unknown=unknown, contaminated=[])
+    about = [text for text in sentences if "look at" in text or "same weights" in text]
+    assert len(about) == (says is not None)
+    assert says is None or says in about[0]

@@ -30,6 +30,16 @@ _PHASES = {
     Phase.BACKWARD: "The gradient of the loss was finite, and went bad on its way back through the model.",
 }
 
+_WEIGHTS_OF_ALL = "All ranks were bad at once, since all have the same weights."
+_WEIGHTS_OF_ONE = (
+    "All ranks have the same weights, and only this one's were bad: its memory was damaged, or it had "
+    "drifted apart."
+)
+_ALL_AT_ONCE = (
+    "All ranks were bad at once: look at what they share, such as the learning rate or the code, before any "
+    "one rank's batch or device."
+)
+
 _UNKNOWN = {
     UnknownReason.WAITING: "its view of the round has not arrived yet",
     UnknownReason.PROCESS_ENDED: "its process ended before it had looked at the round",
@@ -78,7 +88,22 @@ def explain(
     for reason, ranks in by_reason.items():
         verb = "is unknown:" if len(ranks) == 1 else "are unknown; of each,"
         sentences.append(f"{_ranks(ranks)} {verb} {_UNKNOWN[reason]}.")
+    if not unknown:
+        sentences += _where_to_look(origins, clean)
     return tuple(sentences)
+
+
+def _where_to_look(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple[str, ...]:
+    """What follows from how many ranks were bad, in the phase of the first."""
+    phase, alone, all_ = origins[0].phase, len(origins) == 1 and bool(clean), len(origins) > 1 and not clean
+    if phase is None or not (alone or all_):
+        return ()
+    if phase is Phase.PARAMETER:
+        return (_WEIGHTS_OF_ALL if all_ else _WEIGHTS_OF_ONE,)
+    if all_:
+        return (_ALL_AT_ONCE,)
+    # Bad data says itself where to look.
+    return () if phase is Phase.INPUT else ("No other rank was bad: look at its batch and its device.",)
 
 
 def tell_skips(evidence: Evidence) -> tuple[str, ...]:
