@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.checkpoints import torch_file
 from gradwatch.agent.checkpoints.rebuild import dtype_name
+from gradwatch.agent.checkpoints.sections import STEP_KEYS
 from gradwatch.agent.checkpoints.unpickle import unpickle
 from gradwatch.agent.checkpoints.values import FLOATING, Blobs, Extent, Stub, TornError, UnreadableError
 
@@ -124,8 +125,6 @@ def parts(blobs: Blobs) -> Iterator[Any]:
 
 
 def _number(extents: tuple[Extent, ...], path: tuple[Any, ...]) -> int | None:
-    from gradwatch.agent.checkpoints.sections import STEP_KEYS
-
     if path[-1] not in STEP_KEYS or len(extents) != 1 or extents[0].nbytes > _STEP_BYTES:
         return None
     try:

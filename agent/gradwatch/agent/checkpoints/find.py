@@ -76,10 +76,10 @@ def find(listing: Listing, layout: Layout = Layout.AUTO) -> list[Candidate]:
             by_folder[folder or "."].add(name)
     folders = _folder_candidates(by_folder, listing)
     found = list(folders.values())
-    owned = {_join(candidate.path, file) for candidate in found for file in candidate.files}
+    owned = {file_path(candidate.path, file) for candidate in found for file in candidate.files}
     for folder, names in by_folder.items():
         for name in names:
-            path = _join(folder, name)
+            path = file_path(folder, name)
             kind = file_layout(name)
             if path not in owned and kind is not None:
                 found.append(Candidate(path, kind, frozenset({"."})))
@@ -197,7 +197,8 @@ def _hidden(path: str) -> bool:
     return any(folder.startswith(".") for folder in folders) or (name.startswith(".") and name != METADATA)
 
 
-def _join(folder: str, name: str) -> str:
+def file_path(folder: str, name: str) -> str:
+    """The path of a file in a folder; "." for the file, or the folder, that is the whole."""
     if name == ".":
         return folder
     return name if folder == "." else f"{folder}/{name}"

@@ -158,11 +158,7 @@ def _typed(storage: Any) -> str:
 
 
 def _first(args: tuple[Any, ...]) -> Any:
-    return args[0]
-
-
-def _parameter_with_state(args: tuple[Any, ...]) -> Any:
-    """_rebuild_parameter_with_state(data, requires_grad, backward_hooks, state)."""
+    """_rebuild_parameter(data, requires_grad, backward_hooks), with a state behind it or not."""
     return args[0]
 
 
@@ -226,7 +222,7 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+    "torch._utils._rebuild_parameter_with_state": _first,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": lambda args: _shape(args[0]) if args else (),
     "torch.serialization._get_layout": _first,

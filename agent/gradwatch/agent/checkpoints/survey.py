@@ -62,7 +62,7 @@ def survey(root: Path, layout: Layout) -> Survey:
             candidate.path.encode()
         except UnicodeEncodeError:
             continue  # a name that is no text cannot be told to anybody
-        files = {name: taken.files[_join(candidate.path, name)] for name in candidate.files}
+        files = {name: taken.files[find.file_path(candidate.path, name)] for name in candidate.files}
         newest = max((file.mtime_ns for file in files.values()), default=0)
         seen[candidate.path] = Seen(candidate.path, fingerprint(files), newest / 1e9)
     return Survey(seen, frozenset(taken.unread))
@@ -72,9 +72,3 @@ def fingerprint(files: Mapping[str, File]) -> str:
     """Tell files apart from the same ones later, after a restart and on another node too."""
     lines = (f"{file.size} {file.mtime_ns} {name}" for name, file in sorted(files.items()))
     return hashlib.sha256("\0".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _join(folder: str, name: str) -> str:
-    if name == ".":
-        return folder
-    return name if folder == "." else f"{folder}/{name}"

@@ -12,9 +12,10 @@ import zipfile
 from typing import IO, Any
 
 from gradwatch.agent.checkpoints import tar_file
+from gradwatch.agent.checkpoints.storages import Storages
 from gradwatch.agent.checkpoints.unpickle import MAX_BYTES, Clamped, unpickle, unpickle_from
 from gradwatch.agent.checkpoints.values import Extent, TornError, UnreadableError
-from gradwatch.agent.checkpoints.window import Storages, Window
+from gradwatch.agent.checkpoints.window import Window
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
