@@ -96,6 +96,25 @@ def test_where_it_began(passes, parameters, phase, microbatch):
 
 
 @pytest.mark.parametrize(
+    ("before", "phase", "microbatch"),
+    [
+        # What had been summed up when each backward pass began.
+        ((U, T, T), "PHASE_BACKWARD", 2),
+        ((U, T, F), "PHASE_BACKWARD", 1),
+        ((U, F, F), "PHASE_BACKWARD", 0),
+        ((U, T, U), "PHASE_BACKWARD", None),
+        ((U, U, T), "PHASE_BACKWARD", 2),
+    ],
+)
+def test_which_micro_batch_spoilt_the_sum(before, phase, microbatch):
+    passes = [Pass(None, T, T, T, U, one, backward=place) for place, one in enumerate(before)]
+    assert origin_of(passes, parameters=True) == Origin(phase, microbatch)
+    # A later pass that shows something was not the first.
+    later = [*passes, Pass(None, F, F, F, U, F, backward=3)]
+    assert origin_of(later, parameters=True).microbatch == (2 if microbatch is None else microbatch)
+
+
+@pytest.mark.parametrize(
     ("facts", "parameters", "overflow"),
     [
         # inputs, output, entering, loss before it was scaled
@@ -190,7 +209,7 @@ def test_a_structure_without_end_is_given_up():
 
 
 def passes(fuses: Fuses | None = None) -> Passes:
-    return Passes(HostLook().fact, lambda: 0, fuses or Fuses(), [].append)
+    return Passes(HostLook().fact, lambda: 0, fuses or Fuses(), [].append, list)
 
 
 def test_a_pass_without_a_backward_pass_is_not_taken_for_one_with():
@@ -223,7 +242,7 @@ def test_a_look_that_fails_is_not_raised_into_the_backward_pass(capsys):
             raise RuntimeError("told to fail")
         return True
 
-    known = Passes(fact, lambda: 0, fuses, [].append)
+    known = Passes(fact, lambda: 0, fuses, [].append, list)
     weight = torch.ones(2, requires_grad=True)
     output = weight * 2
     known.left(known.entered((), {}, None), output)

@@ -132,6 +132,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"kind": "loss", "micro": 3, "bad_micro": 1},
         {"phase": "PHASE_LOSS", "microbatch": 1, "batch": 1},
     ),
+    "backward_of_the_first": (
+        {"kind": "backward", "micro": 3, "bad_micro": 0},
+        {"phase": "PHASE_BACKWARD", "microbatch": 0, "batch": 0},
+    ),
+    "backward_of_the_second": (
+        {"kind": "backward", "micro": 3, "bad_micro": 1},
+        {"phase": "PHASE_BACKWARD", "microbatch": 1, "batch": 1},
+    ),
+    "backward_of_the_last": (
+        {"kind": "backward", "micro": 3, "bad_micro": 2},
+        {"phase": "PHASE_BACKWARD", "microbatch": 2, "batch": 2},
+    ),
     "evaluated_before": ({"kind": "forward", "evaluate": True}, {"phase": "PHASE_FORWARD"}),
     "compiled_inside": ({"kind": "forward", "inside": True}, {"phase": "PHASE_FORWARD"}),
     "compiled_outside": ({"kind": "loss", "outside": True}, {"phase": "PHASE_LOSS"}),

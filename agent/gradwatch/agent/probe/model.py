@@ -40,7 +40,7 @@ _AGREEING = _POWER_SGD | {
 # Values per round beyond one per parameter: one per bucket, of which there are fewer
 # than parameters, for the reduced gradients.
 _VALUES_PER_PARAMETER = 2
-# And four for each micro-batch.
+# And five for each micro-batch.
 _VALUES_OF_PASSES = 64
 
 
@@ -97,7 +97,13 @@ class WatchedModel:
             self._keys[id(parameter)] = key
         self._on_cuda = ddp.device.type == "cuda"
         self.look = self._choose_look(ddp.device, len(self._infos))
-        self._passes = Passes(self.look.fact, lambda: watcher.arrivals.ordinal, self.fuses, watcher.spent)
+        self._passes = Passes(
+            self.look.fact,
+            lambda: watcher.arrivals.ordinal,
+            self.fuses,
+            watcher.spent,
+            self._gradients_so_far,
+        )
         self._pass: Pass | None = None
 
     def follow_arrivals(self) -> None:
@@ -139,6 +145,9 @@ class WatchedModel:
         """A GradScaler scales losses."""
         if not self._capturing():
             self._passes.scaled(losses)
+
+    def _gradients_so_far(self) -> list[torch.Tensor]:
+        return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
 
     def _parameter_fact(self) -> Callable[[], Fact]:
         if self._on_cuda:

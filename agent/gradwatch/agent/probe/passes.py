@@ -46,6 +46,7 @@ class Pass:
         output: finite after it.
         entering: the gradient that entered the model by its output.
         scaled_loss: the loss, before a GradScaler scaled it; None when none did.
+        before: the gradients that had been summed up when that backward pass began; None in the first.
         backward: ordinal of that backward pass since the last reduction; None before it has begun.
     """
 
@@ -54,18 +55,22 @@ class Pass:
     output: Fact = None
     entering: Fact = None
     scaled_loss: Fact = None
+    before: Fact = None
     backward: int | None = None
 
     @property
     def facts(self) -> tuple[Fact, ...]:
         """What may have to be read out: see `with_facts`."""
-        return self.inputs, self.output, self.entering, self.scaled_loss
+        return self.inputs, self.output, self.entering, self.scaled_loss, self.before
 
-    def with_facts(self, inputs: Fact, output: Fact, entering: Fact, scaled_loss: Fact) -> Pass:
+    def with_facts(self, inputs: Fact, output: Fact, entering: Fact, scaled_loss: Fact, before: Fact) -> Pass:
         """The same with facts that are known by now."""
-        return dataclasses.replace(
-            self, inputs=inputs, output=output, entering=entering, scaled_loss=scaled_loss
-        )
+        return Pass(self.batch, inputs, output, entering, scaled_loss, before, self.backward)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something that entered or left the model was."""
+        return False in (self.inputs, self.output, self.entering)
 
 
 class Passes:
@@ -76,6 +81,7 @@ class Passes:
         ordinal: gives that of the backward pass under way, since the last reduction.
         fuses: blown when the look at a gradient fails; autograd would raise it into the training.
         spent: told how long the look at a gradient took, in seconds.
+        gradients: gives those of the model as they are now.
     """
 
     def __init__(
@@ -84,11 +90,13 @@ class Passes:
         ordinal: Callable[[], int],
         fuses: Fuses,
         spent: Callable[[float], object],
+        gradients: Callable[[], Sequence[torch.Tensor]],
     ) -> None:
         self._fact = fact
         self._ordinal = ordinal
         self._fuses = fuses
         self._spent = spent
+        self._gradients = gradients
         self._passes: list[Pass] = []
 
     def entered(self, args: Any, kwargs: Any, batch: str | None) -> Pass:
@@ -123,7 +131,10 @@ class Passes:
             return
         began = time.perf_counter()
         try:
-            one.backward = self._ordinal() if one.backward is None else one.backward
+            if one.backward is None:
+                one.backward = self._ordinal()
+                # Gradient accumulation: which of the passes it was cannot be seen in their sum afterwards.
+                one.before = self._fact(self._gradients()) if one.backward > 0 else None
             now = self._fact([gradient for gradient in gradients if gradient is not None])
             one.entering = both(one.entering, now)
         except Exception as error:
@@ -225,8 +236,8 @@ def origin_of(passes: Sequence[Pass], *, parameters: bool | None) -> Origin:
         parameters: whether they are finite before the step; None when not known.
     """
     overflow = bool(passes) and all(_may_overflow(one) for one in passes) and parameters is not False
-    one = next((one for one in passes if False in (one.inputs, one.output, one.entering)), None)
-    if one is None and (len(passes) == 1 or parameters is False):
+    one = _first_bad(passes)
+    if one is None and parameters is False:
         one = next(iter(passes), None)
     if one is not None:
         return Origin(_phase_of(one, parameters), one.backward, one.batch, overflow)
@@ -235,6 +246,18 @@ def origin_of(passes: Sequence[Pass], *, parameters: bool | None) -> Origin:
     # Several passes, and the gradients were looked at when they had been summed up.
     backward = passes and all(one.output and one.entering for one in passes)
     return Origin("PHASE_BACKWARD" if backward else None, overflow=overflow)
+
+
+def _first_bad(passes: Sequence[Pass]) -> Pass | None:
+    """The pass in which it began; None when that cannot be told."""
+    for one in passes:
+        if one.before is False:
+            # It had gone bad by then, and nothing that entered or left had shown it.
+            return next((other for other in passes if other.backward == (one.backward or 0) - 1), None)
+        if one.is_bad:
+            return one
+    last = passes[-1] if passes else None
+    return last if last is not None and (not last.backward or last.before) else None
 
 
 def _may_overflow(one: Pass) -> bool:
