@@ -60,6 +60,7 @@ def test_every_kind_of_record_can_be_read():
         "incarnation": "r0",
         "path": "/c/1",
         "kind": 1,
+        "replay": 1,
     }
     needed_by = {"checkpoint_root": {"root": "/c"}}
     for name, message in bodies.items():

@@ -124,6 +124,192 @@ class NonFinite:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduced:
+    """Reduced gradients that are non-finite though the rank's own were finite.
+
+    Attributes:
+        gradients: without a backward position.
+        loss_scale_overflow: a GradScaler at work: no fault.
+    """
+
+    root: int
+    round: int
+    step: int
+    gradients: tuple[BadGradient, ...]
+    gradients_total: int
+    loss_scale_overflow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """A finite gradient whose square overflows the optimizer's second moment; every rank says so.
+
+    Attributes:
+        magnitude: the largest, of the gradient that the optimizer got.
+        limit: above it the second moment overflows.
+        local_magnitude: of this rank's own gradient, before the reduction.
+        parameters_total: how many are over the limit; the one furthest over it is named.
+        optimizer: its class.
+        skipped: the guard keeps the update from being applied.
+    """
+
+    root: int
+    round: int
+    step: int
+    parameter: str
+    module: str
+    module_class: str
+    dtype: str
+    numel: int
+    magnitude: float
+    limit: float
+    local_magnitude: float | None
+    parameters_total: int
+    optimizer: str
+    skipped: bool
+    batch: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exploding:
+    """A warning: a local gradient, finite still, has grown far beyond what it usually is.
+
+    Attributes:
+        magnitude: the largest, of the local gradient.
+        usual: the median of the steps before.
+        parameters_total: how many have grown so far; the one that has grown most is named.
+    """
+
+    root: int
+    round: int
+    step: int
+    parameter: str
+    module: str
+    module_class: str
+    magnitude: float
+    usual: float
+    parameters_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlightStep:
+    """One step of a flight.
+
+    Attributes:
+        learning_rate: the largest of the optimizer's groups.
+        magnitude: the largest of all local gradients.
+        magnitudes: by parameter, as in `Flight.parameters`.
+    """
+
+    round: int
+    step: int
+    loss: float | None
+    loss_scale: float | None
+    learning_rate: float | None
+    magnitude: float | None
+    magnitudes: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """How it came to this: the last steps before the first bad round of a stretch.
+
+    Attributes:
+        parameters: those that are told of, in the order of the model.
+        steps: oldest first; the bad round is the last.
+        dtype_max: of the parameters' dtype.
+    """
+
+    root: int
+    round: int
+    step: int
+    parameters: tuple[str, ...]
+    steps: tuple[FlightStep, ...]
+    dtype_max: float
+    dtype: str
+
+
+class Replay(str, enum.Enum):
+    """What became of a micro-batch that was replayed."""
+
+    REPRODUCED = "reproduced"
+    FINITE = "finite"
+    RECEIVED = "received"  # by a collective in the forward pass, all being finite until then
+    NOT_DONE = "not_done"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorInput:
+    """A tensor or a number that went into an operator.
+
+    Attributes:
+        min: of its finite elements, like `max`.
+        nonfinite: how many elements are not.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    min: float | None
+    max: float | None
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class Autopsy:
+    """A bad micro-batch has been replayed, by the rank whose it is or by another one.
+
+    Attributes:
+        of_rank: whose micro-batch it is.
+        reason: why it could not be replayed; else empty.
+        phase: in which pass the operator ran, forward or backward.
+        operator: in which the bad output originates.
+        module: path in the model of the module in which it ran.
+        source: file and line of the user's code.
+        code: that line.
+        inputs: of the operator.
+        value: what it gave.
+        missing: sentences that say what is not known, and why.
+        seconds: that the training waited.
+        nbytes: that were kept for it.
+    """
+
+    root: int
+    round: int
+    step: int
+    microbatch: int | None
+    of_rank: int
+    replay: Replay
+    reason: str
+    phase: Phase | None
+    operator: str | None
+    module: str | None
+    module_class: str | None
+    source: str | None
+    code: str | None
+    inputs: tuple[OperatorInput, ...]
+    value: Value | None
+    missing: tuple[str, ...]
+    seconds: float
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A checksum of the parameters before a step, which replicas have in common.
+
+    Attributes:
+        parameters: how many, in the order of the model's record.
+        sums: of all parameters, then for each bit of a parameter's ordinal of those that have it set.
+    """
+
+    root: int
+    round: int
+    step: int
+    parameters: int
+    sums: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSeen:
     """A checkpoint is being saved, or was by the script's own word.
 
@@ -376,6 +562,12 @@ Body: TypeAlias = (
     | TaskDone
     | Loaded
     | CanLoad
+    | Reduced
+    | OptimizerState
+    | Exploding
+    | Flight
+    | Autopsy
+    | Checksum
 )
 
 

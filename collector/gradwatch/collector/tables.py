@@ -90,6 +90,12 @@ _KINDS: Mapping[type, str] = {
     obs.TaskDone: "task_done",
     obs.Loaded: "loaded",
     obs.CanLoad: "can_load",
+    obs.Reduced: "reduced",
+    obs.OptimizerState: "optimizer_state",
+    obs.Exploding: "exploding",
+    obs.Flight: "flight",
+    obs.Autopsy: "autopsy",
+    obs.Checksum: "checksum",
     # No record of a journal: see `progress_log`.
     obs.Progress: "progress",
 }

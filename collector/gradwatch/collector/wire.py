@@ -50,6 +50,12 @@ _ACTIONS: Mapping[Verb, Any] = {
     Verb.HALT: pb.ACTION_HALT,
     Verb.RELEASE: pb.ACTION_RELEASE,
 }
+_REPLAYS: Mapping[int, obs.Replay] = {
+    pb.REPLAY_REPRODUCED: obs.Replay.REPRODUCED,
+    pb.REPLAY_FINITE: obs.Replay.FINITE,
+    pb.REPLAY_RECEIVED: obs.Replay.RECEIVED,
+    pb.REPLAY_NOT_DONE: obs.Replay.NOT_DONE,
+}
 _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
 
 
@@ -158,7 +164,7 @@ def _model(message: pb.Model) -> obs.ModelSeen:
 
 
 def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
-    _check(message.round >= 0 and message.step >= 0, "round or step is negative")
+    _check_time(message)
     return obs.NonFinite(
         root=message.root,
         round=message.round,
@@ -184,6 +190,128 @@ def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradie
         numel=message.numel,
         dtype=message.dtype,
         backward_position=_known(message, "backward_position"),
+    )
+
+
+def _reduced(message: pb.Reduced, drops: list[DropReason]) -> obs.Reduced:
+    _check_time(message)
+    return obs.Reduced(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients),
+        gradients_total=message.gradients_total,
+        loss_scale_overflow=message.loss_scale_overflow,
+    )
+
+
+def _optimizer_state(message: pb.OptimizerState) -> obs.OptimizerState:
+    _check_time(message)
+    return obs.OptimizerState(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        parameter=message.parameter,
+        module=message.module,
+        module_class=message.module_class,
+        dtype=message.dtype,
+        numel=message.numel,
+        magnitude=message.magnitude,
+        limit=message.limit,
+        local_magnitude=_known(message, "local_magnitude"),
+        parameters_total=message.parameters_total,
+        optimizer=message.optimizer,
+        skipped=message.skipped,
+        batch=_known(message, "batch"),
+    )
+
+
+def _exploding(message: pb.Exploding) -> obs.Exploding:
+    _check_time(message)
+    return obs.Exploding(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        parameter=message.parameter,
+        module=message.module,
+        module_class=message.module_class,
+        magnitude=message.magnitude,
+        usual=message.usual,
+        parameters_total=message.parameters_total,
+    )
+
+
+def _flight(message: pb.Flight) -> obs.Flight:
+    _check_time(message)
+    complete = all(len(step.magnitudes) == len(message.parameters) for step in message.steps)
+    _check(complete, "a step of it has more or fewer magnitudes than there are parameters")
+    return obs.Flight(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        parameters=tuple(message.parameters),
+        steps=tuple(
+            obs.FlightStep(
+                round=step.round,
+                step=step.step,
+                loss=_known(step, "loss"),
+                loss_scale=_known(step, "loss_scale"),
+                learning_rate=_known(step, "learning_rate"),
+                magnitude=_known(step, "magnitude"),
+                magnitudes=tuple(step.magnitudes),
+            )
+            for step in message.steps
+        ),
+        dtype_max=message.dtype_max,
+        dtype=message.dtype,
+    )
+
+
+def _autopsy(message: pb.Autopsy, drops: list[DropReason]) -> obs.Autopsy:
+    _check_time(message)
+    _check(message.of_rank >= 0, "the rank is negative")
+    replay = _REPLAYS.get(message.replay)
+    if replay is None:
+        raise _MalformedError("it does not say what became of the replay")
+    return obs.Autopsy(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        microbatch=_known(message, "microbatch"),
+        of_rank=message.of_rank,
+        replay=replay,
+        reason=message.reason,
+        phase=_enum(message, "phase", _PHASES, drops),
+        operator=_known(message, "operator"),
+        module=_known(message, "module"),
+        module_class=_known(message, "module_class"),
+        source=_known(message, "source"),
+        code=_known(message, "code"),
+        inputs=tuple(
+            obs.OperatorInput(
+                dtype=one.dtype,
+                shape=tuple(one.shape),
+                min=_known(one, "min"),
+                max=_known(one, "max"),
+                nonfinite=one.nonfinite,
+            )
+            for one in message.inputs
+        ),
+        value=_enum(message, "value", _VALUES, drops),
+        missing=tuple(message.missing),
+        seconds=_finite(message.seconds),
+        nbytes=message.nbytes,
+    )
+
+
+def _checksum(message: pb.Checksum) -> obs.Checksum:
+    _check_time(message)
+    return obs.Checksum(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        parameters=message.parameters,
+        sums=tuple(message.sums),
     )
 
 
@@ -234,7 +362,7 @@ def _launch_ended(message: pb.LaunchEnded) -> obs.LaunchEnded:
 
 
 def _skipped(message: pb.Skipped) -> obs.Skipped:
-    _check(message.step >= 0 and message.round >= 0, "a step or round is negative")
+    _check_time(message)
     return obs.Skipped(
         step=message.step,
         round=message.round,
@@ -336,11 +464,17 @@ _READERS: Mapping[str, Callable[[Any], obs.Body]] = {
     "task_done": _task_done,
     "loaded": _loaded,
     "can_load": lambda _message: obs.CanLoad(),
+    "optimizer_state": _optimizer_state,
+    "exploding": _exploding,
+    "flight": _flight,
+    "checksum": _checksum,
 }
 # Of these a value may be of no use, and the record still be.
 _READERS_OF_PARTS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "nonfinite": _nonfinite,
     "checkpoint_scanned": _checkpoint_scanned,
+    "reduced": _reduced,
+    "autopsy": _autopsy,
 }
 
 
@@ -386,6 +520,10 @@ def _enum(message: Any, field: str, meanings: Mapping[int, Any], drops: list[Dro
 
 def _finite(seconds: float) -> float:
     return seconds if math.isfinite(seconds) and seconds >= 0 else 0.0
+
+
+def _check_time(message: Any) -> None:
+    _check(message.round >= 0 and message.step >= 0, "round or step is negative")
 
 
 def _check_launch(message: Any) -> None:

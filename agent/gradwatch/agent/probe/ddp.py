@@ -19,7 +19,7 @@ from torch._compile import _disable_dynamo
 from torch.distributed.algorithms.join import Join
 from torch.nn import parallel
 
-from gradwatch.agent.probe.model import WatchedModel
+from gradwatch.agent.probe.ddp_model import DDPModel
 from gradwatch.agent.probe.passes import PART
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class DDPWatch:
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._models: weakref.WeakKeyDictionary[Any, WatchedModel] = weakref.WeakKeyDictionary()
-        self._reducers: weakref.WeakKeyDictionary[Any, WatchedModel] = weakref.WeakKeyDictionary()
+        self._models: weakref.WeakKeyDictionary[Any, DDPModel] = weakref.WeakKeyDictionary()
+        self._reducers: weakref.WeakKeyDictionary[Any, DDPModel] = weakref.WeakKeyDictionary()
         self._register_comm_hook: Callable[..., Any] = dist._register_comm_hook
         self._roots = 0
 
@@ -70,7 +70,7 @@ class DDPWatch:
         self._wrap_join()
         self._wrap_passes()
 
-    def model_of(self, ddp: Any) -> WatchedModel | None:
+    def model_of(self, ddp: Any) -> DDPModel | None:
         """The watched model of a DDP instance."""
         return self._models.get(ddp)
 
@@ -107,7 +107,7 @@ class DDPWatch:
         """
         if not self._watcher.admit(ddp.device):
             return
-        model = WatchedModel(self._watcher, ddp, parameters, self._roots)
+        model = DDPModel(self._watcher, ddp, parameters, self._roots)
         self._register_comm_hook(ddp.reducer, model, _comm_hook)
         model.follow_arrivals()
         self._roots += 1
@@ -151,8 +151,8 @@ class DDPWatch:
         def _register_builtin_comm_hook(reducer: Any, comm_hook_type: Any) -> None:
             model = self._reducers.get(reducer)
             own = {
-                dist.BuiltinCommHookType.ALLREDUCE: WatchedModel.all_reduce_builtin,
-                dist.BuiltinCommHookType.FP16_COMPRESS: WatchedModel.fp16_compress_builtin,
+                dist.BuiltinCommHookType.ALLREDUCE: DDPModel.all_reduce_builtin,
+                dist.BuiltinCommHookType.FP16_COMPRESS: DDPModel.fp16_compress_builtin,
             }.get(comm_hook_type)
             if model is None or own is None or not self._put_inside(reducer, functools.partial(own, model)):
                 register_builtin(reducer, comm_hook_type)
@@ -196,7 +196,7 @@ class DDPWatch:
         DistributedDataParallel._pre_forward = _disable_dynamo(_pre_forward)
         DistributedDataParallel._post_forward = _disable_dynamo(_post_forward)
 
-    def _guarded(self, part: str, ddp: Any, call: Callable[[WatchedModel], None]) -> None:
+    def _guarded(self, part: str, ddp: Any, call: Callable[[DDPModel], None]) -> None:
         """Tell a watched model something. Never raises."""
         model = self._models.get(ddp)
         fuses = self._watcher.fuses
@@ -215,7 +215,7 @@ class DDPWatch:
         return True
 
 
-def _comm_hook(model: WatchedModel, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _comm_hook(model: DDPModel, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Look, reduce, and remember the reduction. Only the reduction may raise."""
     fuses = model.fuses
     if fuses.intact("scan"):

@@ -71,6 +71,35 @@ PHASE_LOSS: Phase.ValueType  # 4
 PHASE_BACKWARD: Phase.ValueType  # 5
 Global___Phase: typing_extensions.TypeAlias = Phase
 
+class _Replay:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ReplayEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Replay.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REPLAY_UNSPECIFIED: _Replay.ValueType  # 0
+    REPLAY_REPRODUCED: _Replay.ValueType  # 1
+    """it went bad again"""
+    REPLAY_FINITE: _Replay.ValueType  # 2
+    """it did not"""
+    REPLAY_RECEIVED: _Replay.ValueType  # 3
+    """all was finite until a collective of the forward pass: it came from elsewhere"""
+    REPLAY_NOT_DONE: _Replay.ValueType  # 4
+    """see `reason`"""
+
+class Replay(_Replay, metaclass=_ReplayEnumTypeWrapper): ...
+
+REPLAY_UNSPECIFIED: Replay.ValueType  # 0
+REPLAY_REPRODUCED: Replay.ValueType  # 1
+"""it went bad again"""
+REPLAY_FINITE: Replay.ValueType  # 2
+"""it did not"""
+REPLAY_RECEIVED: Replay.ValueType  # 3
+"""all was finite until a collective of the forward pass: it came from elsewhere"""
+REPLAY_NOT_DONE: Replay.ValueType  # 4
+"""see `reason`"""
+Global___Replay: typing_extensions.TypeAlias = Replay
+
 class _Completeness:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -177,6 +206,12 @@ class Record(google.protobuf.message.Message):
     TASK_DONE_FIELD_NUMBER: builtins.int
     LOADED_FIELD_NUMBER: builtins.int
     CAN_LOAD_FIELD_NUMBER: builtins.int
+    REDUCED_FIELD_NUMBER: builtins.int
+    OPTIMIZER_STATE_FIELD_NUMBER: builtins.int
+    EXPLODING_FIELD_NUMBER: builtins.int
+    FLIGHT_FIELD_NUMBER: builtins.int
+    AUTOPSY_FIELD_NUMBER: builtins.int
+    CHECKSUM_FIELD_NUMBER: builtins.int
     seq: builtins.int
     at: builtins.float
     @property
@@ -215,6 +250,18 @@ class Record(google.protobuf.message.Message):
     def loaded(self) -> Global___Loaded: ...
     @property
     def can_load(self) -> Global___CanLoad: ...
+    @property
+    def reduced(self) -> Global___Reduced: ...
+    @property
+    def optimizer_state(self) -> Global___OptimizerState: ...
+    @property
+    def exploding(self) -> Global___Exploding: ...
+    @property
+    def flight(self) -> Global___Flight: ...
+    @property
+    def autopsy(self) -> Global___Autopsy: ...
+    @property
+    def checksum(self) -> Global___Checksum: ...
     def __init__(
         self,
         *,
@@ -238,10 +285,16 @@ class Record(google.protobuf.message.Message):
         task_done: Global___TaskDone | None = ...,
         loaded: Global___Loaded | None = ...,
         can_load: Global___CanLoad | None = ...,
+        reduced: Global___Reduced | None = ...,
+        optimizer_state: Global___OptimizerState | None = ...,
+        exploding: Global___Exploding | None = ...,
+        flight: Global___Flight | None = ...,
+        autopsy: Global___Autopsy | None = ...,
+        checksum: Global___Checksum | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "command_started", b"command_started", "command_stopped", b"command_stopped", "fault", b"fault", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded", "can_load"] | None: ...
+    def HasField(self, field_name: typing.Literal["autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded", "can_load", "reduced", "optimizer_state", "exploding", "flight", "autopsy", "checksum"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -286,7 +339,7 @@ class Hello(google.protobuf.message.Message):
     torch_version: builtins.str
     probe_version: builtins.str
     framework: builtins.str
-    """"ddp" """
+    """"ddp", "fsdp2", "single" """
     duplicate_claim: builtins.bool
     """another live process on this node holds the rank"""
     def __init__(
@@ -338,7 +391,7 @@ class Model(google.protobuf.message.Message):
     """ordinal of the wrapped model in its process"""
     module_class: builtins.str
     wrapper: builtins.str
-    """"DistributedDataParallel" """
+    """"DistributedDataParallel", "FSDP2", "" for none"""
     group_size: builtins.int
     """ranks in its process group"""
     parameter_count: builtins.int
@@ -415,7 +468,7 @@ class NonFinite(google.protobuf.message.Message):
     batch: builtins.str
     """JSON of the values given to tag(batch=...)"""
     source: builtins.str
-    """which look found it: "ddp-bucket" """
+    """which look found it: "ddp-bucket", "fsdp-unsharded", "gradient" """
     loss_scale_overflow: builtins.bool
     """A GradScaler had scaled a finite loss, all before it was finite, and it has not been so for long:
     fp16's range is tried out, which is no fault.
@@ -493,6 +546,425 @@ class BadGradient(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_value", b"_value"]) -> typing.Literal["value"] | None: ...
 
 Global___BadGradient: typing_extensions.TypeAlias = BadGradient
+
+@typing.final
+class Reduced(google.protobuf.message.Message):
+    """Reduced gradients that are non-finite though this rank's own were finite: said of the first such
+    round of a stretch of them. If all ranks say so of a round, the reduction made them.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    GRADIENTS_FIELD_NUMBER: builtins.int
+    GRADIENTS_TOTAL_FIELD_NUMBER: builtins.int
+    LOSS_SCALE_OVERFLOW_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    gradients_total: builtins.int
+    loss_scale_overflow: builtins.bool
+    """as in NonFinite"""
+    @property
+    def gradients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadGradient]:
+        """at most 16, without a backward position"""
+
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        gradients: collections.abc.Iterable[Global___BadGradient] | None = ...,
+        gradients_total: builtins.int = ...,
+        loss_scale_overflow: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gradients", b"gradients", "gradients_total", b"gradients_total", "loss_scale_overflow", b"loss_scale_overflow", "root", b"root", "round", b"round", "step", b"step"]) -> None: ...
+
+Global___Reduced: typing_extensions.TypeAlias = Reduced
+
+@typing.final
+class OptimizerState(google.protobuf.message.Message):
+    """A finite gradient, as the optimizer got it, whose square overflows the optimizer's second moment: the
+    parameter would never move again. Every rank says so, each with its own share in that gradient.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    PARAMETER_FIELD_NUMBER: builtins.int
+    MODULE_FIELD_NUMBER: builtins.int
+    MODULE_CLASS_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    NUMEL_FIELD_NUMBER: builtins.int
+    MAGNITUDE_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    LOCAL_MAGNITUDE_FIELD_NUMBER: builtins.int
+    PARAMETERS_TOTAL_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    parameter: builtins.str
+    """the one furthest over the limit"""
+    module: builtins.str
+    module_class: builtins.str
+    dtype: builtins.str
+    numel: builtins.int
+    magnitude: builtins.float
+    """the largest, of the gradient that the optimizer got"""
+    limit: builtins.float
+    """above it the second moment overflows"""
+    local_magnitude: builtins.float
+    """of this rank's own gradient, before the reduction"""
+    parameters_total: builtins.int
+    """how many are over the limit"""
+    optimizer: builtins.str
+    """its class"""
+    skipped: builtins.bool
+    """the guard keeps the update from being applied"""
+    batch: builtins.str
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        parameter: builtins.str = ...,
+        module: builtins.str = ...,
+        module_class: builtins.str = ...,
+        dtype: builtins.str = ...,
+        numel: builtins.int = ...,
+        magnitude: builtins.float = ...,
+        limit: builtins.float = ...,
+        local_magnitude: builtins.float | None = ...,
+        parameters_total: builtins.int = ...,
+        optimizer: builtins.str = ...,
+        skipped: builtins.bool = ...,
+        batch: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_local_magnitude", b"_local_magnitude", "batch", b"batch", "local_magnitude", b"local_magnitude"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_local_magnitude", b"_local_magnitude", "batch", b"batch", "dtype", b"dtype", "limit", b"limit", "local_magnitude", b"local_magnitude", "magnitude", b"magnitude", "module", b"module", "module_class", b"module_class", "numel", b"numel", "optimizer", b"optimizer", "parameter", b"parameter", "parameters_total", b"parameters_total", "root", b"root", "round", b"round", "skipped", b"skipped", "step", b"step"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_local_magnitude", b"_local_magnitude"]) -> typing.Literal["local_magnitude"] | None: ...
+
+Global___OptimizerState: typing_extensions.TypeAlias = OptimizerState
+
+@typing.final
+class Exploding(google.protobuf.message.Message):
+    """A warning: a local gradient, finite still, has grown far beyond what it usually is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    PARAMETER_FIELD_NUMBER: builtins.int
+    MODULE_FIELD_NUMBER: builtins.int
+    MODULE_CLASS_FIELD_NUMBER: builtins.int
+    MAGNITUDE_FIELD_NUMBER: builtins.int
+    USUAL_FIELD_NUMBER: builtins.int
+    PARAMETERS_TOTAL_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    parameter: builtins.str
+    """the one that has grown most"""
+    module: builtins.str
+    module_class: builtins.str
+    magnitude: builtins.float
+    """the largest, of the local gradient"""
+    usual: builtins.float
+    """the median of the steps before"""
+    parameters_total: builtins.int
+    """how many have grown so far"""
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        parameter: builtins.str = ...,
+        module: builtins.str = ...,
+        module_class: builtins.str = ...,
+        magnitude: builtins.float = ...,
+        usual: builtins.float = ...,
+        parameters_total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["magnitude", b"magnitude", "module", b"module", "module_class", b"module_class", "parameter", b"parameter", "parameters_total", b"parameters_total", "root", b"root", "round", b"round", "step", b"step", "usual", b"usual"]) -> None: ...
+
+Global___Exploding: typing_extensions.TypeAlias = Exploding
+
+@typing.final
+class Flight(google.protobuf.message.Message):
+    """How it came to this: the last steps before the first bad round of a stretch, from this rank's memory."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    DTYPE_MAX_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    """the bad one"""
+    step: builtins.int
+    dtype_max: builtins.float
+    """of the parameters' dtype"""
+    dtype: builtins.str
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """those that are told of, in the order of the model"""
+
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FlightStep]:
+        """oldest first; the bad round is the last"""
+
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        parameters: collections.abc.Iterable[builtins.str] | None = ...,
+        steps: collections.abc.Iterable[Global___FlightStep] | None = ...,
+        dtype_max: builtins.float = ...,
+        dtype: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dtype", b"dtype", "dtype_max", b"dtype_max", "parameters", b"parameters", "root", b"root", "round", b"round", "step", b"step", "steps", b"steps"]) -> None: ...
+
+Global___Flight: typing_extensions.TypeAlias = Flight
+
+@typing.final
+class FlightStep(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    LOSS_SCALE_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    MAGNITUDE_FIELD_NUMBER: builtins.int
+    MAGNITUDES_FIELD_NUMBER: builtins.int
+    round: builtins.int
+    step: builtins.int
+    loss: builtins.float
+    loss_scale: builtins.float
+    learning_rate: builtins.float
+    """the largest of the optimizer's groups"""
+    magnitude: builtins.float
+    """the largest of all local gradients"""
+    @property
+    def magnitudes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """by parameter, as in `parameters`"""
+
+    def __init__(
+        self,
+        *,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        loss: builtins.float | None = ...,
+        loss_scale: builtins.float | None = ...,
+        learning_rate: builtins.float | None = ...,
+        magnitude: builtins.float | None = ...,
+        magnitudes: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "_loss_scale", b"_loss_scale", "_magnitude", b"_magnitude", "learning_rate", b"learning_rate", "loss", b"loss", "loss_scale", b"loss_scale", "magnitude", b"magnitude"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_learning_rate", b"_learning_rate", "_loss", b"_loss", "_loss_scale", b"_loss_scale", "_magnitude", b"_magnitude", "learning_rate", b"learning_rate", "loss", b"loss", "loss_scale", b"loss_scale", "magnitude", b"magnitude", "magnitudes", b"magnitudes", "round", b"round", "step", b"step"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_loss_scale", b"_loss_scale"]) -> typing.Literal["loss_scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_magnitude", b"_magnitude"]) -> typing.Literal["magnitude"] | None: ...
+
+Global___FlightStep: typing_extensions.TypeAlias = FlightStep
+
+@typing.final
+class Autopsy(google.protobuf.message.Message):
+    """A bad micro-batch has been replayed, by the rank whose it is or by another one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    MICROBATCH_FIELD_NUMBER: builtins.int
+    OF_RANK_FIELD_NUMBER: builtins.int
+    REPLAY_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    OPERATOR_FIELD_NUMBER: builtins.int
+    MODULE_FIELD_NUMBER: builtins.int
+    MODULE_CLASS_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
+    CODE_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    microbatch: builtins.int
+    of_rank: builtins.int
+    """whose micro-batch it is"""
+    replay: Global___Replay.ValueType
+    reason: builtins.str
+    """why it could not be replayed"""
+    phase: Global___Phase.ValueType
+    """PHASE_FORWARD or PHASE_BACKWARD: in which pass the operator ran"""
+    operator: builtins.str
+    """"aten.log.default" """
+    module: builtins.str
+    """path in the model, "" for the model itself"""
+    module_class: builtins.str
+    source: builtins.str
+    """"train.py:42", of the user's line"""
+    code: builtins.str
+    """that line"""
+    value: Global___Value.ValueType
+    """what it gave"""
+    seconds: builtins.float
+    """that the training waited"""
+    nbytes: builtins.int
+    """that were kept for it"""
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OperatorInput]:
+        """of the operator"""
+
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """sentences: what is not known here, and why"""
+
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        microbatch: builtins.int | None = ...,
+        of_rank: builtins.int = ...,
+        replay: Global___Replay.ValueType = ...,
+        reason: builtins.str = ...,
+        phase: Global___Phase.ValueType | None = ...,
+        operator: builtins.str | None = ...,
+        module: builtins.str | None = ...,
+        module_class: builtins.str | None = ...,
+        source: builtins.str | None = ...,
+        code: builtins.str | None = ...,
+        inputs: collections.abc.Iterable[Global___OperatorInput] | None = ...,
+        value: Global___Value.ValueType | None = ...,
+        missing: collections.abc.Iterable[builtins.str] | None = ...,
+        seconds: builtins.float = ...,
+        nbytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_code", b"_code", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "microbatch", b"microbatch", "module", b"module", "module_class", b"module_class", "operator", b"operator", "phase", b"phase", "source", b"source", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_code", b"_code", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "inputs", b"inputs", "microbatch", b"microbatch", "missing", b"missing", "module", b"module", "module_class", b"module_class", "nbytes", b"nbytes", "of_rank", b"of_rank", "operator", b"operator", "phase", b"phase", "reason", b"reason", "replay", b"replay", "root", b"root", "round", b"round", "seconds", b"seconds", "source", b"source", "step", b"step", "value", b"value"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_code", b"_code"]) -> typing.Literal["code"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_microbatch", b"_microbatch"]) -> typing.Literal["microbatch"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_module", b"_module"]) -> typing.Literal["module"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_module_class", b"_module_class"]) -> typing.Literal["module_class"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_operator", b"_operator"]) -> typing.Literal["operator"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_phase", b"_phase"]) -> typing.Literal["phase"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_source", b"_source"]) -> typing.Literal["source"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_value", b"_value"]) -> typing.Literal["value"] | None: ...
+
+Global___Autopsy: typing_extensions.TypeAlias = Autopsy
+
+@typing.final
+class OperatorInput(google.protobuf.message.Message):
+    """A tensor or a number that went into an operator."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    MIN_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    NONFINITE_FIELD_NUMBER: builtins.int
+    dtype: builtins.str
+    min: builtins.float
+    """of its finite elements"""
+    max: builtins.float
+    nonfinite: builtins.int
+    """how many elements are not"""
+    @property
+    def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        dtype: builtins.str = ...,
+        shape: collections.abc.Iterable[builtins.int] | None = ...,
+        min: builtins.float | None = ...,
+        max: builtins.float | None = ...,
+        nonfinite: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max", b"_max", "_min", b"_min", "dtype", b"dtype", "max", b"max", "min", b"min", "nonfinite", b"nonfinite", "shape", b"shape"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max", b"_max"]) -> typing.Literal["max"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min", b"_min"]) -> typing.Literal["min"] | None: ...
+
+Global___OperatorInput: typing_extensions.TypeAlias = OperatorInput
+
+@typing.final
+class Checksum(google.protobuf.message.Message):
+    """A checksum of the parameters before a step, which replicas have in common. Journalled, not logged."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    SUMS_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    parameters: builtins.int
+    """how many; in the order of the model's record"""
+    @property
+    def sums(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sums of all bits read as integers, modulo 2**64: of all parameters, then for each bit of a parameter's
+        ordinal of those that have the bit set. One parameter that differs spells its ordinal.
+        """
+
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        parameters: builtins.int = ...,
+        sums: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parameters", b"parameters", "root", b"root", "round", b"round", "step", b"step", "sums", b"sums"]) -> None: ...
+
+Global___Checksum: typing_extensions.TypeAlias = Checksum
 
 @typing.final
 class CheckpointSeen(google.protobuf.message.Message):
