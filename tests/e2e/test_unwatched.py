@@ -1,4 +1,4 @@
-"""A script that is not watched is told so loudly, with the cause."""
+"""A script that is not watched is told so loudly, with the cause; one that trains alone is watched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.e2e.jobs import SCRIPTS, torchrun
+from tests.e2e.jobs import SCRIPTS, torchrun, verdict
 
 pytestmark = pytest.mark.e2e
 
@@ -28,11 +28,20 @@ def test_cause(new_job, script, env, cause):
     assert any(cause in warning for warning in job.report["warnings"])
 
 
-def test_a_process_that_trains_alone(new_job):
-    job = new_job([sys.executable, SCRIPTS / "alone.py"])
+def test_a_process_that_trains_alone_is_watched(new_job):
+    job = new_job([sys.executable, SCRIPTS / "alone.py"], "--require-watch", BAD_RANK="0", BAD_STEPS="3")
     result = job.finish()
     assert result.returncode == 0
-    assert any("NOT WATCHED" in line and "alone" in line for line in result.ours)
+    assert any("watching 1 of 1 ranks" in line for line in result.ours)
+    assert verdict(job.report) == (0, 3, "2.weight")
+    assert job.report["incidents"][0]["first"]["source"] == "gradient"
+
+
+def test_one_of_several_that_wraps_nothing(new_job):
+    job = new_job(torchrun("alone"))
+    assert job.finish().returncode == 0
+    assert job.report["ranks_watched"] == 0
+    assert any("one of several" in warning for warning in job.report["warnings"])
 
 
 def test_a_python_without_gradwatch(new_job):

@@ -8,11 +8,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.agent.probe import single as alone
 from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.arrival import patch_backward
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.settings import Settings
+from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
 from gradwatch.agent.probe.unwatched import why_unwatched
 from gradwatch.agent.probe.watcher import Watcher
@@ -27,6 +30,7 @@ class Probe:
 
     watcher: Watcher
     ddp: DDPWatch
+    single: SingleWatch
 
 
 _active: Probe | None = None
@@ -54,9 +58,11 @@ def activate() -> Probe | None:
     watcher = Watcher(settings)
     ddp = DDPWatch(watcher)
     ddp.install()
-    _patch_optimizers(watcher)
+    single = watcher.single = SingleWatch(watcher)
+    _patch_backward(watcher, single)
+    _patch_optimizers(watcher, single)
     patch_saves(_guarded(watcher, "saves", watcher.saving))
-    _active = Probe(watcher, ddp)
+    _active = Probe(watcher, ddp, single)
     # Without this file nobody could tell a job that never imported us from one that never
     # wrapped a model.
     with contextlib.suppress(OSError):
@@ -79,21 +85,38 @@ def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[
     return run
 
 
-def _patch_optimizers(watcher: Watcher) -> None:
+def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
+    arrivals = watcher.arrivals
+    single_begins = _guarded(watcher, alone.PART, single.backward_begins)
+
+    def begins(losses: Any, gradients: Any) -> None:
+        if arrivals.backward_begins():
+            single_begins(losses, gradients)
+
+    patch_backward(begins, arrivals.backward_ended)
+    arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
+
+
+def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
 
     guarded = functools.partial(_guarded, watcher)
+    single_steps = guarded(alone.PART, single.stepping)
+    single_before = guarded(alone.PART, single.attempted)
     guard_before = guarded("guard", guarding.before) if guarding is not None else None
     guard_after = guarded("guard", guarding.after) if guarding is not None else None
 
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        single_steps(optimizer)
         if not watcher.watching:
             watcher.unwatched(why_unwatched(optimizer))
-        outermost = clock.enter(attempt, optimizer)
+        if not clock.enter(attempt, optimizer):
+            return None
+        call = single_before(attempt, optimizer, args, kwargs)
         # A GradScaler has a wheel of its own.
-        if outermost and attempt is optimizer and guard_before is not None:
-            return guard_before(optimizer, args, kwargs)
-        return None
+        if attempt is optimizer and guard_before is not None:
+            return guard_before(optimizer, *(call or (args, kwargs))) or call
+        return call
 
     count = guarded("steps", clock.leave)
 
@@ -104,10 +127,20 @@ def _patch_optimizers(watcher: Watcher) -> None:
         if count(attempt, optimizer):
             reload.attempted(attempt, optimizer)
 
+    watcher_scaled, single_scaled = (
+        guarded(PART, watcher.loss_scaled),
+        guarded(alone.PART, single.loss_scaled),
+    )
+
+    def scaled(losses: Any) -> None:
+        watcher_scaled(losses)
+        single_scaled(losses)
+
     patch_optimizers(
         guarded("steps", enter),
         leave,
         guarded("steps", clock.state_loaded),
         reload.scale_updated,
-        guarded(PART, watcher.loss_scaled),
+        scaled,
     )
+    alone.patch_parameter_groups(guarded(alone.PART, single.given))

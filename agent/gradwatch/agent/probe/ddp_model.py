@@ -51,6 +51,8 @@ class DDPModel(WatchedModel):
         join_work: handle of the last notification under `join()`.
     """
 
+    source = "ddp-bucket"
+
     def __init__(self, watcher: Watcher, ddp: Any, parameters: Sequence[torch.Tensor], root: int) -> None:
         self.averaging = Averaging(
             gradient_as_bucket_view=ddp.gradient_as_bucket_view,

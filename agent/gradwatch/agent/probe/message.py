@@ -49,7 +49,7 @@ def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused:
         "bucket": findings.bucket,
         "gradients": gradients,
         "gradients_total": len(findings.gradients),
-        "source": "ddp-bucket",
+        "source": model.source,
     }
     origin = findings.origin
     microbatch = moment.microbatch if origin.microbatch is None else origin.microbatch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradwatch.agent.probe.parameters import name_parameters
+from gradwatch.agent.probe.parameters import Names, name_parameters
 from gradwatch.agent.probe.passes import Passes
 from gradwatch.agent.probe.rounds import DeviceLook, HostLook
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
     from gradwatch.agent.probe.parameters import ParameterInfo
     from gradwatch.agent.probe.passes import Fact, Pass
-    from gradwatch.agent.probe.rounds import Bucket, Look, Moment
+    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Look, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
-# Values per round beyond one per parameter: one per bucket, of which there are fewer
-# than parameters, for the reduced gradients.
-_VALUES_PER_PARAMETER = 2
+# Values per round: of each parameter before a backward pass and after it, and of the reduced gradients.
+_VALUES_PER_PARAMETER = 3
 # And five for each micro-batch.
 _VALUES_OF_PASSES = 64
 
@@ -35,7 +34,7 @@ class WatchedModel:
 
     Args:
         watcher: the process's.
-        module: the user's model, inside any wrapper.
+        module: the user's model, inside any wrapper; None where `_names` knows without it.
         parameters: whose gradients are looked at, in an order that is the same on every rank.
         device: where these are.
         root: ordinal of this model in its process.
@@ -43,16 +42,19 @@ class WatchedModel:
         group_size: ranks that reduce together.
 
     Attributes:
+        source: which look finds bad gradients, as in the `NonFinite` message.
         last_round: the newest round that was reduced.
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
             the host knows. It stays until the next round: one model may have several optimizers.
         attempted: an update was attempted since that newest round.
     """
 
+    source = "gradient"
+
     def __init__(
         self,
         watcher: Watcher,
-        module: torch.nn.Module,
+        module: torch.nn.Module | None,
         parameters: Sequence[torch.Tensor],
         *,
         device: torch.device,
@@ -67,7 +69,8 @@ class WatchedModel:
         self.attempted = False
         self._watcher = watcher
         self._wrapper = wrapper
-        self._module_class = type(module).__name__
+        names = self._names(module, parameters)
+        self._module_class = names.module_class
         self._group_size = group_size
         self._moment: Moment | None = None
         self._handles: list[RemovableHandle] = []
@@ -75,8 +78,8 @@ class WatchedModel:
         self._keys: dict[int, int] = {}
         self.parameter_ids = frozenset(id(parameter) for parameter in parameters)
         self._parameters = [weakref.ref(parameter) for parameter in parameters]
-        for parameter, info in name_parameters(module, parameters):
-            key = watcher.arrivals.new_key()
+        for parameter, info in names.parameters:
+            key = self._key_of(parameter)
             self._infos[key] = info
             self._keys[id(parameter)] = key
         self._on_cuda = device.type == "cuda"
@@ -103,6 +106,15 @@ class WatchedModel:
 
     def _arrival_hooks(self, parameter: torch.Tensor) -> list[Callable[[torch.Tensor], None]]:
         return [self._watcher.arrivals.hook(self._keys[id(parameter)])]
+
+    def _names(self, module: torch.nn.Module | None, parameters: Sequence[torch.Tensor]) -> Names:
+        if module is None:
+            raise ValueError("a model without a module has names of its own")
+        return Names(type(module).__name__, name_parameters(module, parameters))
+
+    def _key_of(self, _parameter: torch.Tensor) -> int:
+        """In the order of arrival."""
+        return self._watcher.arrivals.new_key()
 
     # ------------------------------------------------------------------ the passes
 
@@ -171,6 +183,10 @@ class WatchedModel:
         if bad and self.bad_round is None:
             self.bad_round = moment.round
 
+    def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
+        """What is to be told of findings that have been read out."""
+        return findings
+
     # ------------------------------------------------------------------ the guard
 
     def why_ranks_may_disagree(self) -> str | None:
@@ -205,6 +221,10 @@ class WatchedModel:
     def parameters(self) -> list[torch.Tensor]:
         """The reducer's parameters that are still there."""
         return [parameter for reference in self._parameters if (parameter := reference()) is not None]
+
+    def counted(self) -> list[torch.Tensor]:
+        """Those whose optimizer counts the steps, when this is the first model."""
+        return self.parameters()
 
     def as_message(self, *, with_parameters: bool) -> dict[str, Any]:
         """The `Model` message in its JSON mapping."""

@@ -42,6 +42,19 @@ class ParameterInfo:
         }
 
 
+@dataclass(frozen=True)
+class Names:
+    """What the parameters of a model are called.
+
+    Attributes:
+        module_class: of the model; of several all of them, and without any the optimizers' classes.
+        parameters: each with its names.
+    """
+
+    module_class: str
+    parameters: list[tuple[torch.Tensor, ParameterInfo]]
+
+
 def name_parameters(
     root: torch.nn.Module, parameters: Iterable[torch.Tensor]
 ) -> list[tuple[torch.Tensor, ParameterInfo]]:

@@ -35,7 +35,7 @@ class Identity:
     attempt_key: str | None
     duplicate: bool
 
-    def hello(self, settings: Settings, device: torch.device) -> dict[str, Any]:
+    def hello(self, settings: Settings, device: torch.device, framework: str) -> dict[str, Any]:
         """The `Hello` message in its JSON mapping."""
         message: dict[str, Any] = {
             "incarnation": self.incarnation,
@@ -48,7 +48,7 @@ class Identity:
             "device": str(device),
             "torch_version": torch.__version__,
             "probe_version": probe_version(),
-            "framework": "ddp",
+            "framework": framework,
             "duplicate_claim": self.duplicate,
         }
         if self.attempt_key is not None:

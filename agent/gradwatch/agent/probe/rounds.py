@@ -103,13 +103,13 @@ class Bucket:
 
     Attributes:
         index: its ordinal in the reducer.
-        buffer: all of its memory, flat (or one sparse gradient).
+        buffer: all of its memory, flat (or one sparse gradient); None where each gradient has its own.
         gradients: gives its parameters' keys, as in `Moment.order`, each with the view of the
             buffer that is its gradient. Making the views costs more than a look at a small bucket.
     """
 
     index: int
-    buffer: torch.Tensor
+    buffer: torch.Tensor | None
     gradients: Callable[[], list[tuple[int, torch.Tensor]]]
 
 
@@ -152,14 +152,17 @@ class HostLook:
 
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """See `Look.local`."""
-        if scan.surely_finite(bucket.buffer):
-            return None
-        if brief:
-            return None if scan.is_finite(bucket.buffer) else BucketFindings(moment, bucket.index, [])
+        buffer = bucket.buffer
+        if buffer is not None:
+            if scan.surely_finite(buffer):
+                return None
+            if brief:
+                return None if scan.is_finite(buffer) else BucketFindings(moment, bucket.index, [])
         bad = [
             BadGradient(key, finding.value, finding.count)
             for key, gradient in bucket.gradients()
-            if (finding := scan.examine(gradient)) is not None
+            if not (buffer is None and scan.surely_finite(gradient))
+            and (finding := scan.examine(gradient)) is not None
         ]
         if not bad:
             return None

@@ -32,7 +32,7 @@ def why_unwatched(optimizer: Any) -> str:
             "torch recommends fully_shard in its place"
         )
     if not (dist.is_available() and dist.is_initialized()):
-        return "the process trains alone: no torch.distributed process group was made"
+        return "the process is one of several, and no torch.distributed process group was made"
     return "no model is wrapped in DistributedDataParallel"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gradwatch.agent.probe.activate import Probe
     from gradwatch.agent.probe.watcher import Watcher
 
 
@@ -55,14 +56,23 @@ class Watch:
             watcher.fuses.blow("watch", error)
 
 
+def _adopt(probe: Probe, model: Any, optimizer: Any) -> None:
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not isinstance(model, DistributedDataParallel):
+        probe.single.adopt(model, optimizer)
+    elif probe.ddp.model_of(model) is None:
+        probe.ddp.adopt(model)
+
+
 def watch(model: Any = None, optimizer: Any = None, *, load: Callable[[str], object] | None = None) -> Watch:
-    """Watch a DistributedDataParallel model.
+    """Watch a DistributedDataParallel model, or in a process that trains alone any model.
 
     A job under `gradwatch run` is watched without this call; it is there to set the step, to name
     batches and checkpoints, and for processes in which torch's autoload is switched off.
 
     Args:
-        model: a DistributedDataParallel instance.
+        model: a DistributedDataParallel instance; or the module itself where it is not distributed.
         optimizer: the one whose `step()` counts as a step; found by its parameters if not given.
         load: loads all that the script needs from the checkpoint at a path. A rollback then needs no
             restart: all ranks call it at the end of the same step. All ranks of the job have to
@@ -80,8 +90,8 @@ def watch(model: Any = None, optimizer: Any = None, *, load: Callable[[str], obj
         if probe is None:
             return Watch(None)
         try:
-            if model is not None and probe.ddp.model_of(model) is None:
-                probe.ddp.adopt(model)
+            if model is not None:
+                _adopt(probe, model, optimizer)
             if optimizer is not None:
                 probe.watcher.clock.follow_optimizer(optimizer)
         finally:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.rank import Identity
     from gradwatch.agent.probe.rounds import BucketFindings, RoundResult
     from gradwatch.agent.probe.settings import Settings
+    from gradwatch.agent.probe.single import SingleWatch
 
 # A job that goes on with NaN weights has nothing new to say: after this many bad
 # rounds in a row the rest is only counted.
@@ -42,12 +43,15 @@ ROUNDS_IN_FULL = 16
 OVERFLOWS_IN_A_ROW = 16
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
+# The framework of a process that trains alone, as in the `Hello` message.
+SINGLE = "single"
 
 
 class Watcher:
     """Watches one process.
 
     Attributes:
+        single: watches the process for as long as it has no wrapped model.
         rounds: reductions finished in this process, over all its models: the logical clock.
         probe_seconds: time that the training has waited for the probe.
     """
@@ -60,7 +64,9 @@ class Watcher:
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
         self.identity: Identity | None = None
+        self.single: SingleWatch | None = None
         self._device: torch.device | None = None
+        self._framework = ""
         self._claim: int | None = None
         self._journal: Journal | None = None
         self._models: list[WatchedModel] = []
@@ -89,8 +95,12 @@ class Watcher:
 
     # ------------------------------------------------------------------ models
 
-    def admit(self, device: torch.device) -> bool:
-        """Open the journal for the first wrapped model, if that has not happened.
+    def admit(self, device: torch.device, framework: str = "ddp") -> bool:
+        """Open the journal for the first watched model, if that has not happened.
+
+        Args:
+            device: where the model is.
+            framework: as in the `Hello` message.
 
         Returns:
             Whether this process is watched: not so when another one is already this rank.
@@ -98,9 +108,11 @@ class Watcher:
         Raises:
             OSError: the spool cannot be written.
         """
+        if self.single is not None and framework != SINGLE:
+            self.single.leave()
         if self.identity is None:
             self.identity, self._claim = identify(self.settings.spool)
-            self._device = device
+            self._device, self._framework = device, framework
             self._begin(self._new_journal(self.identity), self.identity)
             atexit.register(self.finish)
         return not self.identity.duplicate
@@ -109,7 +121,7 @@ class Watcher:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self._models.append(model)
         if len(self._models) == 1:
-            self.clock.follow(model.parameters())
+            self.clock.follow(model.counted())
         self._describe(model)
         self._watched = True
 
@@ -128,7 +140,7 @@ class Watcher:
         # Its read-outs may still be under way.
         self._departed.append(model)
         if was_first and self._models:
-            self.clock.follow(self._models[0].parameters())
+            self.clock.follow(self._models[0].counted())
 
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
@@ -175,6 +187,37 @@ class Watcher:
         self._under_way.append(moment)
         return moment
 
+    def begin_pass(self, root: int, one: Pass, parameters: Callable[[], Fact]) -> Moment:
+        """A backward pass begins where nothing is reduced: the passes until `end_local` are one round.
+
+        Args:
+            root: ordinal of the model.
+            one: what is known of the pass.
+            parameters: gives whether the model's parameters are finite.
+
+        Returns:
+            The pass's own moment; to be `end_local`'s, or forgotten.
+        """
+        if self._first_round_at is None:
+            self._first_round_at = time.perf_counter()
+        moment = Moment(
+            root=root,
+            round=self.rounds,
+            step=self.clock.step,
+            microbatch=one.backward,
+            batch=one.batch,
+            order=[],
+            passes=(one,),
+            parameters=parameters,
+        )
+        self._under_way.append(moment)
+        return moment
+
+    def forget(self, moment: Moment) -> None:
+        """Nothing of it is to be waited for."""
+        if moment in self._under_way:
+            self._under_way.remove(moment)
+
     @property
     def brief(self) -> bool:
         """Whether findings are only counted by now."""
@@ -220,7 +263,7 @@ class Watcher:
     def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
         """Read-outs have arrived from the device, oldest first."""
         for result in results:
-            for findings in result.findings:
+            for findings in model.news(result.findings):
                 self.found(model, findings)
             self._settle(result.moment)
             if result.reduced_bad is not None:
@@ -370,7 +413,7 @@ class Watcher:
     def _begin(self, journal: Journal, identity: Identity) -> None:
         self._journal = journal
         if self._device is not None:
-            self.append("hello", identity.hello(self.settings, self._device))
+            self.append("hello", identity.hello(self.settings, self._device, self._framework))
         self.write_progress()
 
     def _describe(self, model: WatchedModel) -> None:
@@ -393,8 +436,10 @@ class Watcher:
         return not model.look.under_way
 
     def _settle(self, moment: Moment) -> None:
-        if moment in self._under_way:
-            self._under_way.remove(moment)
+        self.forget(moment)
+        if moment.round >= self.rounds or any(other.round == moment.round for other in self._under_way):
+            # A micro-batch that is read out before its round is over.
+            return
         if moment.round in self._excused:
             # The scaler at work: it is no news how often, and it is told all the same.
             self._excused.discard(moment.round)
