@@ -65,6 +65,11 @@ class Identity:
         return message
 
 
+def world_size() -> int:
+    """Ranks of the job, as far as this process has been told by now."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def identify(folder: Path) -> tuple[Identity, int | None]:
     """Say who this process is, and claim the rank on this node.
 
@@ -77,13 +82,12 @@ def identify(folder: Path) -> tuple[Identity, int | None]:
     """
     distributed = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank() if distributed else 0
-    world_size = dist.get_world_size() if distributed else 1
     incarnation = spool.new_incarnation()
     claim = spool.try_lock(folder / spool.claim_filename(rank))
     identity = Identity(
         incarnation=incarnation,
         rank=rank,
-        world_size=world_size,
+        world_size=world_size(),
         attempt_key=_attempt_key(incarnation) if distributed and claim is not None else None,
         duplicate=claim is None,
     )

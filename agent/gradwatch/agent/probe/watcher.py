@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.message import nonfinite_message
-from gradwatch.agent.probe.rank import identify, unwatched_message
+from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.saves import Saves, absolute
@@ -67,6 +68,7 @@ class Watcher:
         self.single: SingleWatch | None = None
         self._device: torch.device | None = None
         self._framework = ""
+        self._finishes = False
         self._claim: int | None = None
         self._journal: Journal | None = None
         self._models: list[WatchedModel] = []
@@ -108,14 +110,34 @@ class Watcher:
         Raises:
             OSError: the spool cannot be written.
         """
-        if self.single is not None and framework != SINGLE:
-            self.single.leave()
+        if framework != SINGLE:
+            self._leave_single()
         if self.identity is None:
             self.identity, self._claim = identify(self.settings.spool)
             self._device, self._framework = device, framework
             self._begin(self._new_journal(self.identity), self.identity)
-            atexit.register(self.finish)
+            if not self._finishes:
+                atexit.register(self.finish)
+            self._finishes = True
         return not self.identity.duplicate
+
+    def _leave_single(self) -> None:
+        """A model is wrapped: what this process has trained alone is over."""
+        if self.single is not None:
+            self.single.leave()
+        alone = self.identity
+        if alone is None or self._framework != SINGLE or world_size() == alone.world_size:
+            return
+        # It is one of several after all: another rank, in a journal of its own.
+        self._flush()
+        self.write_progress()
+        if self._journal is not None:
+            self._journal.close()
+        if self._claim is not None:
+            os.close(self._claim)
+        self.identity = self._journal = self._claim = None
+        self._count_from_0()
+        self.arrivals.forget_passes()
 
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
