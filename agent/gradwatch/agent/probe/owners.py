@@ -61,8 +61,10 @@ def _by_place(optimizers: Sequence[Any]) -> Iterable[tuple[torch.Tensor, Paramet
 
 def _outermost_modules() -> list[torch.nn.Module]:
     """All modules of the process that no other one holds. Walks the heap: for use once."""
-    # `isinstance` would run properties of whatever lies there.
-    modules = [item for item in gc.get_objects() if issubclass(type(item), torch.nn.Module)]
+    heap = gc.get_objects()
+    # By their types: `isinstance` would run properties of whatever lies there.
+    kinds = {kind for kind in set(map(type, heap)) if issubclass(kind, torch.nn.Module)}
+    modules = [item for item in heap if type(item) in kinds]
     inner = {id(child) for module in modules for child in _children(module)}
     return [module for module in modules if id(module) not in inner]
 
