@@ -86,8 +86,15 @@ class DDPModel(WatchedModel):
             return
         began = time.perf_counter()
         self.catch_up()
+        keys = tuple(self._keys[id(parameter)] for parameter in bucket.parameters())
         self.look_before(
-            Bucket(bucket.index(), bucket.buffer(), lambda: self._gradients(bucket)), is_last=bucket.is_last()
+            Bucket(
+                bucket.index(),
+                bucket.buffer(),
+                lambda: list(zip(keys, bucket.gradients(), strict=True)),
+                keys,
+            ),
+            is_last=bucket.is_last(),
         )
         self._watcher.spent(time.perf_counter() - began)
 
@@ -179,10 +186,6 @@ class DDPModel(WatchedModel):
             return
         self._waiting = None
         self.look_after(moment, [_tensor(reduction.value()) for reduction in reductions])
-
-    def _gradients(self, bucket: GradBucket) -> list[tuple[int, torch.Tensor]]:
-        keys = (self._keys[id(parameter)] for parameter in bucket.parameters())
-        return list(zip(keys, bucket.gradients(), strict=True))
 
     def _group(self) -> ProcessGroup:
         ddp = self._ddp()

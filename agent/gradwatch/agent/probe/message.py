@@ -1,4 +1,4 @@
-"""What is journalled of non-finite local gradients."""
+"""What is journalled of non-finite gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradwatch.agent.probe.model import WatchedModel
-    from gradwatch.agent.probe.rounds import BucketFindings
+    from gradwatch.agent.probe.rounds import BadGradient, BucketFindings, Moment, ReducedFindings
 
 GRADIENTS_PER_RECORD = 16
 
@@ -27,18 +27,7 @@ def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused:
     placed.sort(key=lambda item: item[:2])
     gradients = []
     for unplaced, position, bad in placed[:GRADIENTS_PER_RECORD]:
-        info = model.info(bad.key)
-        gradient: dict[str, Any] = {
-            "parameter": info.name,
-            "module": info.module,
-            "module_class": info.module_class,
-            "numel": info.numel,
-            "dtype": info.dtype,
-        }
-        if bad.value is not None:
-            gradient["value"] = bad.value
-        if bad.count is not None:
-            gradient["count"] = bad.count
+        gradient = bad_gradient(model, bad)
         if not unplaced:
             gradient["backward_position"] = position
         gradients.append(gradient)
@@ -63,3 +52,43 @@ def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused:
     if batch is not None:
         message["batch"] = batch
     return message
+
+
+def reduced_message(
+    model: WatchedModel, moment: Moment, findings: ReducedFindings, *, excused: bool
+) -> dict[str, Any]:
+    """The `Reduced` message in its JSON mapping.
+
+    Args:
+        model: whose gradients they are.
+        moment: the round's.
+        findings: after its reductions.
+        excused: a GradScaler's overflow, which is no fault.
+    """
+    message: dict[str, Any] = {
+        "root": moment.root,
+        "round": moment.round,
+        "step": moment.step,
+        "gradients": [bad_gradient(model, bad) for bad in findings.gradients[:GRADIENTS_PER_RECORD]],
+        "gradients_total": len(findings.gradients),
+    }
+    if excused:
+        message["loss_scale_overflow"] = True
+    return message
+
+
+def bad_gradient(model: WatchedModel, bad: BadGradient) -> dict[str, Any]:
+    """The `BadGradient` message in its JSON mapping, without a backward position."""
+    info = model.info(bad.key)
+    gradient: dict[str, Any] = {
+        "parameter": info.name,
+        "module": info.module,
+        "module_class": info.module_class,
+        "numel": info.numel,
+        "dtype": info.dtype,
+    }
+    if bad.value is not None:
+        gradient["value"] = bad.value
+    if bad.count is not None:
+        gradient["count"] = bad.count
+    return gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe.parameters import Names, name_parameters
-from gradwatch.agent.probe.passes import Passes
-from gradwatch.agent.probe.rounds import DeviceLook, HostLook
+from gradwatch.agent.probe.passes import Passes, origin_of
+from gradwatch.agent.probe.rounds import DeviceLook, HostLook, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Look, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
-# Values per round: of each parameter before a backward pass and after it, and of the reduced gradients.
+# Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket, of which there
+# are fewer, where the reduced ones cannot be told apart.
 _VALUES_PER_PARAMETER = 3
 # And five for each micro-batch.
 _VALUES_OF_PASSES = 64
@@ -47,6 +49,8 @@ class WatchedModel:
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
             the host knows. It stays until the next round: one model may have several optimizers.
         attempted: an update was attempted since that newest round.
+        reduced_excused: whether what was said of the reduced gradients, non-finite for some rounds by now, was
+            that a GradScaler's overflow made them so; None when nothing was.
     """
 
     source = "gradient"
@@ -67,6 +71,7 @@ class WatchedModel:
         self.last_round = 0
         self.bad_round: int | None = None
         self.attempted = False
+        self.reduced_excused: bool | None = None
         self._watcher = watcher
         self._wrapper = wrapper
         names = self._names(module, parameters)
@@ -174,9 +179,10 @@ class WatchedModel:
 
     def look_after(self, moment: Moment, reduced: Sequence[torch.Tensor]) -> None:
         """Look at what the reductions of a round gave."""
-        bad = self.look.reduced(moment, reduced)
-        if bad is not None:
-            self._watcher.end_reduced(moment, bad=bad)
+        magnitude = self.look.reduced(moment, reduced)
+        bad = magnitude is not None and not math.isfinite(magnitude)
+        if magnitude is not None:
+            self._watcher.end_reduced(self, moment, bad=bad, findings=lambda: self._reduced_findings(moment))
         if self.attempted:
             self.attempted, self.bad_round = False, None
         self.last_round = moment.round
@@ -186,6 +192,17 @@ class WatchedModel:
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
         """What is to be told of findings that have been read out."""
         return findings
+
+    def _reduced_findings(self, moment: Moment) -> ReducedFindings:
+        """On the host, before anything has been done with the gradients."""
+        parameters = moment.parameters()
+        origin = origin_of(moment.passes, parameters=parameters if isinstance(parameters, bool) else None)
+        gradients = [
+            (self._keys[id(parameter)], parameter.grad)
+            for parameter in self.parameters()
+            if parameter.grad is not None
+        ]
+        return ReducedFindings(bad_gradients(gradients), origin.overflow)
 
     # ------------------------------------------------------------------ the guard
 
@@ -207,6 +224,7 @@ class WatchedModel:
         """A checkpoint has been loaded: what went before is over, and written down."""
         self._moment = None
         self.last_round, self.bad_round, self.attempted = 0, None, False
+        self.reduced_excused = None
 
     def catch_up(self) -> None:
         """Write down what is known by now of earlier rounds."""

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from gradwatch.agent.probe import scan
+from gradwatch.agent.probe.magnitudes import Magnitudes
 from gradwatch.agent.probe.passes import Origin, Pass, origin_of
 from gradwatch.agent.probe.readout import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gradwatch.agent.probe.passes import Fact
     from gradwatch.agent.probe.readout import Event, Slot
@@ -41,6 +42,7 @@ class Moment:
         order: keys of the parameters in the order in which their gradients arrived.
         passes: of the model, that the gradients are of; oldest first.
         parameters: gives whether the parameters are finite, before the step; None when not known.
+        magnitudes: by key, of the local gradients looked at so far: the largest in each.
     """
 
     root: int
@@ -51,6 +53,7 @@ class Moment:
     order: list[int]
     passes: tuple[Pass, ...] = ()
     parameters: Callable[[], Fact] = lambda: None
+    magnitudes: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,15 @@ class BadGradient:
     count: int | None
 
 
+def bad_gradients(gradients: Iterable[tuple[int, torch.Tensor]]) -> list[BadGradient]:
+    """Those in host memory, by key, that are non-finite: exactly, one by one."""
+    return [
+        BadGradient(key, finding.value, finding.count)
+        for key, gradient in gradients
+        if (finding := scan.examine(gradient)) is not None
+    ]
+
+
 @dataclass(frozen=True)
 class BucketFindings:
     """What was non-finite in one bucket of one round, before its reduction.
@@ -82,6 +94,19 @@ class BucketFindings:
     origin: Origin = field(default_factory=Origin)
 
 
+@dataclass(frozen=True)
+class ReducedFindings:
+    """What is non-finite after the reductions of a round.
+
+    Attributes:
+        gradients: that are, as far as they can be told apart.
+        overflow: as in `Origin`, for what this rank knows.
+    """
+
+    gradients: list[BadGradient]
+    overflow: bool
+
+
 @dataclass
 class RoundResult:
     """A round that has been looked at.
@@ -90,11 +115,17 @@ class RoundResult:
         findings: of its buckets, empty when all was finite.
         reduced_bad: whether the reduced gradients have a non-finite value; None when they
             were not looked at.
+        reduced: what is non-finite in them.
     """
 
     moment: Moment
     findings: list[BucketFindings] = field(default_factory=list)
     reduced_bad: bool | None = None
+    reduced: ReducedFindings | None = None
+
+    def reduced_findings(self) -> ReducedFindings | None:
+        """Known by now."""
+        return self.reduced
 
 
 @dataclass(frozen=True)
@@ -106,11 +137,14 @@ class Bucket:
         buffer: all of its memory, flat (or one sparse gradient); None where each gradient has its own.
         gradients: gives its parameters' keys, as in `Moment.order`, each with the view of the
             buffer that is its gradient. Making the views costs more than a look at a small bucket.
+        keys: those of its parameters, whose gradients fill the buffer one after the other; None where
+            that is not known.
     """
 
     index: int
     buffer: torch.Tensor | None
     gradients: Callable[[], list[tuple[int, torch.Tensor]]]
+    keys: tuple[int, ...] | None = None
 
 
 class Look(Protocol):
@@ -125,8 +159,12 @@ class Look(Protocol):
         With `brief` a hit names no parameters: they would not be written down anyway.
         """
 
-    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
-        """Look at what the reductions of a round gave; whether it is bad, if known at once."""
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> float | None:
+        """Look at what the reductions of a round gave.
+
+        Returns:
+            The largest magnitude, if known at once: NaN if there is one, 0 if no square of it overflows.
+        """
 
     @property
     def reduced_flag(self) -> torch.Tensor | None:
@@ -144,7 +182,10 @@ class Look(Protocol):
 
 
 class HostLook:
-    """For gradients in host memory: one pass over the bucket, exact looks only on a hit."""
+    """For gradients in host memory: one pass over the bucket, parameter by parameter."""
+
+    def __init__(self) -> None:
+        self._magnitudes = Magnitudes()
 
     def fact(self, tensors: Sequence[torch.Tensor]) -> bool:
         """See `Look.fact`: known at once."""
@@ -152,28 +193,25 @@ class HostLook:
 
     def local(self, moment: Moment, bucket: Bucket, *, brief: bool) -> BucketFindings | None:
         """See `Look.local`."""
-        buffer = bucket.buffer
-        if buffer is not None:
-            if scan.surely_finite(buffer):
-                return None
-            if brief:
-                return None if scan.is_finite(buffer) else BucketFindings(moment, bucket.index, [])
-        bad = [
-            BadGradient(key, finding.value, finding.count)
-            for key, gradient in bucket.gradients()
-            if not (buffer is None and scan.surely_finite(gradient))
-            and (finding := scan.examine(gradient)) is not None
-        ]
-        if not bad:
+        if self._magnitudes.look(bucket, moment.magnitudes):
             return None
+        if brief:
+            return BucketFindings(moment, bucket.index, [])
+        bad = bad_gradients(bucket.gradients())
         parameters = moment.parameters()
         known = parameters if isinstance(parameters, bool) else None
         return BucketFindings(moment, bucket.index, bad, origin_of(moment.passes, parameters=known))
 
-    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> float | None:
         """See `Look.reduced`."""
         del moment
-        return not all(scan.is_finite(buffer) for buffer in buffers)
+        magnitude = 0.0
+        for buffer in buffers:
+            if not scan.surely_small(buffer):
+                # NaN stays once it is there.
+                found = scan.magnitude(buffer)
+                magnitude = magnitude if found <= magnitude or math.isnan(magnitude) else found
+        return magnitude
 
     @property
     def reduced_flag(self) -> torch.Tensor | None:
@@ -191,14 +229,24 @@ class HostLook:
         return False
 
 
+@dataclass(frozen=True)
+class _LookedAt:
+    """A bucket, by its parameters: their keys, the places of their values, and the elements of each."""
+
+    index: int
+    keys: Sequence[int]
+    places: list[int | None]
+    sizes: list[int]
+
+
 @dataclass
 class _Flight:
     """A round on its way from the device."""
 
     moment: Moment
     facts: list[int | bool | None] = field(default_factory=list)
-    buckets: list[tuple[int, Sequence[int], list[int | None]]] = field(default_factory=list)
-    reduced: list[int | None] = field(default_factory=list)
+    buckets: list[_LookedAt] = field(default_factory=list)
+    reduced: list[tuple[Sequence[int], list[int | None]]] = field(default_factory=list)
     reduced_looked: bool = False
 
 
@@ -257,18 +305,23 @@ class DeviceLook:
         slot = self._slot_for(moment)
         if slot is not None and slot.about is not None:
             keys, gradients = zip(*bucket.gradients(), strict=True)
-            slot.about.buckets.append((bucket.index, keys, slot.add(gradients)))
+            sizes = [gradient.numel() for gradient in gradients]
+            slot.about.buckets.append(_LookedAt(bucket.index, keys, slot.add(gradients), sizes))
         return None
 
-    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> bool | None:
+    def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> float | None:
         """See `Look.reduced`: nothing is known at once. Sends the round on its way."""
         slot = self._slot_for(moment)
         if slot is not None and slot.about is not None:
-            for buffer in buffers:
-                slot.about.reduced += slot.add([buffer])
+            looked_at = (
+                slot.about.buckets if len(slot.about.buckets) == len(buffers) else [None] * len(buffers)
+            )
+            for buffer, before in zip(buffers, looked_at, strict=True):
+                keys, parts = _parts(buffer, before)
+                slot.about.reduced.append((keys, slot.add(parts)))
             slot.about.reduced_looked = True
             if self._with_flag:
-                self.reduced_flag = slot.flag(slot.about.reduced)
+                self.reduced_flag = slot.flag([place for _, places in slot.about.reduced for place in places])
             self._ring.release(slot)
         self._slot = None
         return None
@@ -301,24 +354,48 @@ class DeviceLook:
         return slot
 
 
+def _parts(buffer: torch.Tensor, before: _LookedAt | None) -> tuple[Sequence[int], Sequence[torch.Tensor]]:
+    """A reduced bucket by parameter, with their keys; whole, without keys, where it lies otherwise."""
+    flat = buffer.layout == torch.strided and buffer.dim() == 1
+    if before is None or not flat or sum(before.sizes) != buffer.numel():
+        return (), [buffer]
+    return before.keys, torch.split(buffer, before.sizes)
+
+
 def _landed(flight: _Flight, values: list[float]) -> RoundResult:
-    """Read a round's values as findings. A magnitude of infinity does not tell its sign."""
+    """Read a round's values as findings."""
     result = RoundResult(flight.moment)
     origin: Origin | None = None
-    for bucket, keys, places in flight.buckets:
-        bad = [
-            BadGradient(key, "VALUE_NAN" if math.isnan(values[place]) else None, None)
-            for key, place in zip(keys, places, strict=True)
-            if place is not None and not math.isfinite(values[place])
-        ]
+    for bucket in flight.buckets:
+        found = _values_at(bucket.keys, bucket.places, values)
+        flight.moment.magnitudes.update(found)
+        bad = _bad_among(found)
         if bad:
             origin = origin or _origin(flight, values)
-            result.findings.append(BucketFindings(flight.moment, bucket, bad, origin))
+            result.findings.append(BucketFindings(flight.moment, bucket.index, bad, origin))
     if flight.reduced_looked:
         result.reduced_bad = any(
-            place is not None and not math.isfinite(values[place]) for place in flight.reduced
+            place is not None and not math.isfinite(values[place])
+            for _, places in flight.reduced
+            for place in places
         )
+    if result.reduced_bad:
+        bad = [one for keys, places in flight.reduced for one in _bad_among(_values_at(keys, places, values))]
+        result.reduced = ReducedFindings(bad, (origin or _origin(flight, values)).overflow)
     return result
+
+
+def _values_at(keys: Sequence[int], places: Sequence[int | None], values: list[float]) -> dict[int, float]:
+    return {key: values[place] for key, place in zip(keys, places, strict=False) if place is not None}
+
+
+def _bad_among(found: dict[int, float]) -> list[BadGradient]:
+    """A magnitude of infinity does not tell its sign."""
+    return [
+        BadGradient(key, "VALUE_NAN" if math.isnan(magnitude) else None, None)
+        for key, magnitude in found.items()
+        if not math.isfinite(magnitude)
+    ]
 
 
 def _facts(moment: Moment) -> list[Fact]:

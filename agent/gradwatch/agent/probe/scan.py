@@ -1,9 +1,10 @@
 """Is anything in this tensor NaN or infinite, and what exactly.
 
-The first look is one read pass: a sum. NaN and infinities survive every partial sum,
-so a finite sum proves that all elements are finite. A sum of finite values can overflow,
-so a non-finite one proves nothing and is followed by exact looks (aminmax propagates NaN and
-overflows at nothing). Throughput of the candidates: benchmarks/RESULTS.md.
+The largest magnitude is one read pass: aminmax propagates NaN and overflows at nothing, so a finite
+magnitude is the verdict too. Where only the verdict counts, the first look is a sum. NaN and infinities
+survive every partial sum, so a finite sum proves that all elements are finite. A sum of finite values can
+overflow, so a non-finite one proves nothing and is followed by exact looks. Throughput of the candidates:
+benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -50,6 +51,32 @@ def readable(tensor: torch.Tensor) -> torch.Tensor | None:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return None
     return tensor.float() if tensor.dtype in _NEEDS_UPCAST else tensor
+
+
+def magnitude(tensor: torch.Tensor) -> float:
+    """The largest magnitude in a tensor in host memory: NaN if it has one, 0 for what holds no numbers."""
+    values = readable(tensor)
+    if values is None:
+        return 0.0
+    return largest(values)
+
+
+def largest(values: torch.Tensor) -> float:
+    """The same of values that are `readable`."""
+    low, high = values.aminmax()
+    # NaN is in both.
+    return max(high.item(), -low.item())
+
+
+def surely_small(tensor: torch.Tensor) -> bool:
+    """Whether its sum of squares does not overflow: then no element is bad, nor has one such a square.
+
+    False means "look closer". For fp32, whose dot product is one read pass; others give False at once.
+    """
+    if tensor.dtype != torch.float32 or tensor.layout != torch.strided or tensor.dim() != 1:
+        return False
+    values = tensor.detach()
+    return math.isfinite(torch.dot(values, values).item())
 
 
 def surely_finite(tensor: torch.Tensor) -> bool:

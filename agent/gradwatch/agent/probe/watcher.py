@@ -18,7 +18,7 @@ from gradwatch.agent.probe.arrival import Arrivals
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
-from gradwatch.agent.probe.message import nonfinite_message
+from gradwatch.agent.probe.message import nonfinite_message, reduced_message
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rank import Identity
-    from gradwatch.agent.probe.rounds import BucketFindings, RoundResult
+    from gradwatch.agent.probe.rounds import BucketFindings, ReducedFindings, RoundResult
     from gradwatch.agent.probe.settings import Settings
     from gradwatch.agent.probe.single import SingleWatch
 
@@ -90,6 +90,7 @@ class Watcher:
         self._bad_streak = 0
         self._reduced_bad_streak = 0
         self._excused: set[int] = set()
+        self._locally_bad: set[int] = set()
         self._dropped: dict[str, int] = {}
         self._saves = Saves()
         self.probe_seconds = 0.0
@@ -250,6 +251,7 @@ class Watcher:
         round_ = findings.moment.round
         if findings.origin.overflow and self._reduced_bad_streak < OVERFLOWS_IN_A_ROW:
             self._excused.add(round_)
+        self._locally_bad.add(round_)
         if round_ not in self._bad_now:
             self._bad_now.add(round_)
             self._bad_rounds += 1
@@ -272,8 +274,27 @@ class Watcher:
             self._settle(moment)
             self.write_progress()
 
-    def end_reduced(self, moment: Moment, *, bad: bool) -> None:
-        """The reduced gradients of a round have been looked at."""
+    def end_reduced(
+        self,
+        model: WatchedModel,
+        moment: Moment,
+        *,
+        bad: bool,
+        findings: Callable[[], ReducedFindings | None],
+    ) -> None:
+        """The reduced gradients of a round have been looked at.
+
+        Args:
+            model: whose they are.
+            moment: the round's.
+            bad: whether any is non-finite.
+            findings: gives what is, when it is to be told.
+        """
+        if bad and moment.round not in self._locally_bad:
+            self._reduced_though_finite(model, moment, findings)
+        elif not bad:
+            model.reduced_excused = None
+        self._locally_bad.discard(moment.round)
         self._reduced_round = max(self._reduced_round, moment.round + 1)
         self._reduced_bad_streak = self._reduced_bad_streak + 1 if bad else 0
         if bad:
@@ -282,6 +303,19 @@ class Watcher:
             self._last_bad_round = max(self._last_bad_round or 0, moment.round)
             self.write_progress()
 
+    def _reduced_though_finite(
+        self, model: WatchedModel, moment: Moment, findings: Callable[[], ReducedFindings | None]
+    ) -> None:
+        """This rank's own gradients were finite: said once, and again when it is excused no more."""
+        excusable = self._reduced_bad_streak < OVERFLOWS_IN_A_ROW
+        if model.reduced_excused is False or (model.reduced_excused and excusable):
+            return
+        known = findings()
+        if known is None:
+            return
+        model.reduced_excused = excused = known.overflow and excusable
+        self.append("reduced", reduced_message(model, moment, known, excused=excused))
+
     def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
         """Read-outs have arrived from the device, oldest first."""
         for result in results:
@@ -289,7 +323,8 @@ class Watcher:
                 self.found(model, findings)
             self._settle(result.moment)
             if result.reduced_bad is not None:
-                self.end_reduced(result.moment, bad=result.reduced_bad)
+                bad, told = result.reduced_bad, result.reduced_findings
+                self.end_reduced(model, result.moment, bad=bad, findings=told)
                 if self.guarding is not None:
                     self.guarding.landed(model, result.moment, bad=result.reduced_bad)
         if results:

@@ -1,0 +1,77 @@
+"""Gradients that are finite on every rank until they are reduced, case after case in one process group.
+
+usage: python -m tests.training.magnitudes host|device
+
+With `device` the probe looks at this CPU as at a device, whose read-outs come late.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.training.group import process_group
+from tests.training.late import late_device_look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STEPS = 8
+
+
+def train(rank: int, loss: Callable[[torch.Tensor, int, int], torch.Tensor], *, scaled: bool = False) -> None:
+    """One case, whose gradients are reduced in fp16; bad updates are left out."""
+    torch.manual_seed(2)
+    ddp = DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
+    ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=scaled)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        torch.manual_seed(10 * step + rank)
+        scaler.scale(loss(ddp(torch.randn(3, 4)), rank, step)).backward()
+        if scaled:
+            scaler.step(optimizer)
+            scaler.update(1.0)
+        elif all(parameter.grad.isfinite().all() for parameter in ddp.parameters()):
+            optimizer.step()
+    dist.barrier()
+
+
+def overflowing(*steps: int, on: int | None = None) -> Callable[[torch.Tensor, int, int], torch.Tensor]:
+    """Gradients that are finite in fp32 and not in fp16."""
+
+    def loss(output: torch.Tensor, rank: int, step: int) -> torch.Tensor:
+        return output.pow(2).mean() * (1e9 if step in steps and on in (None, rank) else 1.0)
+
+    return loss
+
+
+def nan_on_rank_1(output: torch.Tensor, rank: int, step: int) -> torch.Tensor:
+    return output.pow(2).mean() * (float("nan") if (rank, step) == (1, 3) else 1.0)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "in the reduction": {"loss": overflowing(2, 3, 6)},
+    "in the reduction, of one rank": {"loss": overflowing(2, on=1)},
+    "before the reduction": {"loss": nan_on_rank_1},
+    "of a scaled loss": {"loss": overflowing(2), "scaled": True},
+}
+
+
+def main(look: str) -> None:
+    if look == "device":
+        late_device_look()
+    with process_group() as rank:
+        for case in CASES.values():
+            train(rank, **case)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
