@@ -86,16 +86,7 @@ class DDPModel(WatchedModel):
             return
         began = time.perf_counter()
         self.catch_up()
-        keys = tuple(self._keys[id(parameter)] for parameter in bucket.parameters())
-        self.look_before(
-            Bucket(
-                bucket.index(),
-                bucket.buffer(),
-                lambda: list(zip(keys, bucket.gradients(), strict=True)),
-                keys,
-            ),
-            is_last=bucket.is_last(),
-        )
+        self.look_before(self._bucket(bucket), is_last=bucket.is_last())
         self._watcher.spent(time.perf_counter() - began)
 
     def after_launch(self, bucket: GradBucket, reduction: Future) -> None:
@@ -186,6 +177,14 @@ class DDPModel(WatchedModel):
             return
         self._waiting = None
         self.look_after(moment, [_tensor(reduction.value()) for reduction in reductions])
+
+    def _bucket(self, bucket: GradBucket) -> Bucket:
+        buffer = bucket.buffer()
+        keys = tuple(self._keys[id(parameter)] for parameter in bucket.parameters())
+        if buffer.layout != torch.strided:
+            # One sparse gradient, of which the bucket gives no view.
+            return Bucket(bucket.index(), buffer, lambda: [(keys[0], buffer)])
+        return Bucket(bucket.index(), buffer, lambda: list(zip(keys, bucket.gradients(), strict=True)), keys)
 
     def _group(self) -> ProcessGroup:
         ddp = self._ddp()

@@ -65,11 +65,13 @@ def reduced_message(
         findings: after its reductions.
         excused: a GradScaler's overflow, which is no fault.
     """
+    # In the order of the model: keys rise along it.
+    bad = sorted(findings.gradients, key=lambda one: one.key)
     message: dict[str, Any] = {
         "root": moment.root,
         "round": moment.round,
         "step": moment.step,
-        "gradients": [bad_gradient(model, bad) for bad in findings.gradients[:GRADIENTS_PER_RECORD]],
+        "gradients": [bad_gradient(model, one) for one in bad[:GRADIENTS_PER_RECORD]],
         "gradients_total": len(findings.gradients),
     }
     if excused:

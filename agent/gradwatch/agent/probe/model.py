@@ -49,8 +49,8 @@ class WatchedModel:
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
             the host knows. It stays until the next round: one model may have several optimizers.
         attempted: an update was attempted since that newest round.
-        reduced_excused: whether what was said of the reduced gradients, non-finite for some rounds by now, was
-            that a GradScaler's overflow made them so; None when nothing was.
+        reduced_excused: of the reduced gradients, while non-finite: whether a GradScaler's overflow was
+            said to have made them so; None when nothing was said.
     """
 
     source = "gradient"
