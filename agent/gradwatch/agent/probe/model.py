@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Look, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
-# Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket, of which there
-# are fewer, where the reduced ones cannot be told apart.
+# Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket,
+# of which there are fewer, where the reduced ones cannot be told apart.
 _VALUES_PER_PARAMETER = 3
 # And five for each micro-batch.
 _VALUES_OF_PASSES = 64
@@ -45,6 +45,7 @@ class WatchedModel:
 
     Attributes:
         source: which look finds bad gradients, as in the `NonFinite` message.
+        reduces: whether what `look_after` sees is the work of a reduction.
         last_round: the newest round that was reduced.
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
             the host knows. It stays until the next round: one model may have several optimizers.
@@ -54,6 +55,7 @@ class WatchedModel:
     """
 
     source = "gradient"
+    reduces = True
 
     def __init__(
         self,

@@ -73,9 +73,9 @@ def surely_small(tensor: torch.Tensor) -> bool:
 
     False means "look closer". For fp32, whose dot product is one read pass; others give False at once.
     """
-    if tensor.dtype != torch.float32 or tensor.layout != torch.strided or tensor.dim() != 1:
+    if tensor.dtype != torch.float32 or tensor.layout != torch.strided or not tensor.is_contiguous():
         return False
-    values = tensor.detach()
+    values = tensor.detach().view(-1)
     return math.isfinite(torch.dot(values, values).item())
 
 

@@ -45,6 +45,8 @@ class SingleModel(WatchedModel):
         device: as given.
     """
 
+    reduces = False
+
     def __init__(
         self,
         watcher: Watcher,

@@ -290,7 +290,7 @@ class Watcher:
             bad: whether any is non-finite.
             findings: gives what is, when it is to be told.
         """
-        if bad and moment.round not in self._locally_bad:
+        if bad and model.reduces and moment.round not in self._locally_bad:
             self._reduced_though_finite(model, moment, findings)
         elif not bad:
             model.reduced_excused = None
