@@ -89,6 +89,7 @@ class WatchedModel:
             key = self._key_of(parameter)
             self._infos[key] = info
             self._keys[id(parameter)] = key
+        self._module = weakref.ref(module)
         self._on_cuda = device.type == "cuda"
         self.look = self._choose_look(device, len(self._infos))
         self._passes = Passes(
@@ -97,6 +98,8 @@ class WatchedModel:
             self.fuses,
             watcher.spent,
             self._gradients_so_far,
+            capsules=watcher.autopsies.capsules if watcher.autopsies is not None and self.on_host else None,
+            weights=self._two_parameters,
         )
         self._pass: Pass | None = None
 
@@ -151,6 +154,11 @@ class WatchedModel:
     def _gradients_so_far(self) -> list[torch.Tensor]:
         return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
 
+    def _two_parameters(self) -> list[torch.Tensor]:
+        """One of the first to be updated and one of the last, whatever the order."""
+        ends = (self._parameters[0], self._parameters[-1]) if self._parameters else ()
+        return [parameter for reference in ends if (parameter := reference()) is not None]
+
     def _parameter_fact(self) -> Callable[[], Fact]:
         if self._on_cuda:
             # When a hit is read out, an update may have been applied.
@@ -190,6 +198,8 @@ class WatchedModel:
         self.last_round = moment.round
         if bad and self.bad_round is None:
             self.bad_round = moment.round
+        if self._watcher.autopsies is not None:
+            self._watcher.autopsies.round_over(self, moment)
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
         """What is to be told of findings that have been read out."""
@@ -245,6 +255,20 @@ class WatchedModel:
     def counted(self) -> list[torch.Tensor]:
         """Those whose optimizer counts the steps, when this is the first model."""
         return self.parameters()
+
+    def module(self) -> torch.nn.Module | None:
+        """The user's model, inside any wrapper, if it is still there."""
+        return self._module()
+
+    @property
+    def on_host(self) -> bool:
+        """Whether its gradients are in host memory, and looked at at once."""
+        return isinstance(self.look, HostLook)
+
+    def arrived(self, order: Sequence[int]) -> list[torch.Tensor]:
+        """The parameters, those first whose gradients arrived in this order of keys."""
+        places = {key: place for place, key in enumerate(order)}
+        return sorted(self.parameters(), key=lambda one: places.get(self._keys[id(one)], len(places)))
 
     def as_message(self, *, with_parameters: bool) -> dict[str, Any]:
         """The `Model` message in its JSON mapping."""

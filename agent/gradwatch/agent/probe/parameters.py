@@ -69,7 +69,7 @@ def name_parameters(
     for path, module in root.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in found:
-                owner = _clean(path)
+                owner = clean_path(path)
                 found[id(parameter)] = ParameterInfo(
                     name=f"{owner}.{name}" if owner else name,
                     module=owner,
@@ -91,5 +91,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _clean(path: str) -> str:
+def clean_path(path: str) -> str:
+    """A module's path without what torch.compile and checkpointing put into it."""
     return _WRAPPERS.sub("", path).removeprefix(".")

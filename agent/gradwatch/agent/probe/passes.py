@@ -20,6 +20,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
     from gradwatch.agent.probe.fuses import Fuses
 
 # Finite or not; on a device the largest magnitude, a float64 of shape (), which nobody waits for;
@@ -48,6 +49,7 @@ class Pass:
         scaled_loss: the loss, before a GradScaler scaled it; None when none did.
         before: the gradients that had been summed up when that backward pass began; None in the first.
         backward: ordinal of that backward pass since the last reduction; None before it has begun.
+        capsule: what is kept of it for a replay, if anything.
     """
 
     batch: str | None = None
@@ -57,6 +59,7 @@ class Pass:
     scaled_loss: Fact = None
     before: Fact = None
     backward: int | None = None
+    capsule: Capsule | None = None
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -82,6 +85,8 @@ class Passes:
         fuses: blown when the look at a gradient fails; autograd would raise it into the training.
         spent: told how long the look at a gradient took, in seconds.
         gradients: gives those of the model as they are now.
+        capsules: where passes are kept for a replay; None to keep none.
+        weights: some of the model's parameters.
     """
 
     def __init__(
@@ -91,18 +96,25 @@ class Passes:
         fuses: Fuses,
         spent: Callable[[float], object],
         gradients: Callable[[], Sequence[torch.Tensor]],
+        *,
+        capsules: Capsules | None = None,
+        weights: Callable[[], Sequence[torch.Tensor]] = tuple,
     ) -> None:
         self._fact = fact
         self._ordinal = ordinal
         self._fuses = fuses
         self._spent = spent
         self._gradients = gradients
+        self._capsules = capsules
+        self._weights = weights
         self._passes: list[Pass] = []
 
     def entered(self, args: Any, kwargs: Any, batch: str | None) -> Pass:
         """A forward pass begins with these arguments."""
         inputs = Leaves((args, kwargs))
         one = Pass(batch, self._known(inputs))
+        if self._capsules is not None:
+            one.capsule = self._capsules.begin(args, kwargs, inputs.tensors, inputs.unknown, self._weights)
         self._passes = [*self._passes[1 - _MAX_PASSES :], one]
         return one
 
@@ -110,9 +122,14 @@ class Passes:
         """It has ended with this output."""
         leaves = Leaves(output)
         one.output = self._known(leaves)
-        nodes = {id(node): node for tensor in leaves.tensors if (node := tensor.grad_fn) is not None}
-        for node in nodes.values():
-            node.register_prehook(functools.partial(self._enters, one))
+        nodes: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
+        for ordinal, tensor in enumerate(leaves.tensors):
+            if tensor.grad_fn is not None:
+                node, places = nodes.setdefault(id(tensor.grad_fn), (tensor.grad_fn, []))
+                if all(number != tensor.output_nr for _, number in places):
+                    places.append((ordinal, tensor.output_nr))
+        for node, places in nodes.values():
+            node.register_prehook(functools.partial(self._enters, one, places))
 
     def scaled(self, losses: Any) -> None:
         """A GradScaler scales what was made of the newest output; these are as they were before."""
@@ -126,7 +143,9 @@ class Passes:
         self._passes = [one for one in self._passes if one.backward is None]
         return tuple(sorted(gone, key=lambda one: one.backward or 0))
 
-    def _enters(self, one: Pass, gradients: Sequence[torch.Tensor | None]) -> None:
+    def _enters(
+        self, one: Pass, places: Sequence[tuple[int, int]], gradients: Sequence[torch.Tensor | None]
+    ) -> None:
         if not self._fuses.intact(PART):
             return
         began = time.perf_counter()
@@ -137,6 +156,8 @@ class Passes:
                 one.before = self._fact(self._gradients()) if one.backward > 0 else None
             now = self._fact([gradient for gradient in gradients if gradient is not None])
             one.entering = both(one.entering, now)
+            if one.capsule is not None and self._capsules is not None:
+                self._capsules.entered(one.capsule, places, gradients)
         except Exception as error:
             self._fuses.blow(PART, error)
         self._spent(time.perf_counter() - began)
@@ -155,15 +176,20 @@ class Leaves:
     Attributes:
         tensors: found.
         finite: no plain number among the rest is NaN or infinite.
-        all_known: nothing was found that could not be looked into.
+        unknown: the type of the first thing that could not; None when there was none.
     """
 
     def __init__(self, nested: Any) -> None:
         self.tensors: list[torch.Tensor] = []
         self.finite = True
-        self.all_known = True
+        self.unknown: str | None = None
         self._seen: set[int] = set()
         self._walk(nested, 0)
+
+    @property
+    def all_known(self) -> bool:
+        """Nothing was found that could not be looked into."""
+        return self.unknown is None
 
     def _walk(self, value: Any, depth: int) -> None:
         if isinstance(value, torch.Tensor):
@@ -173,12 +199,12 @@ class Leaves:
         elif isinstance(value, _PLAIN) or id(value) in self._seen:
             return
         elif depth >= _MAX_DEPTH or len(self._seen) >= _MAX_LEAVES:
-            self.all_known = False
+            self.unknown = self.unknown or "deeply nested structure"
         else:
             self._seen.add(id(value))
             parts = _parts(value)
             if parts is None:
-                self.all_known = False
+                self.unknown = self.unknown or type(value).__name__
                 return
             for part in parts:
                 self._walk(part, depth + 1)

@@ -23,6 +23,7 @@ class Settings:
     resume_step: int | None
     guard: GuardPolicy | None
     checkpoints_root: Path | None
+    autopsy: bool = True
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
@@ -43,4 +44,5 @@ class Settings:
             resume_step=int(resume_step) if resume_step else None,
             guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
             checkpoints_root=Path(root) if root else None,
+            autopsy=environ.get("GRADWATCH_AUTOPSY") != "off",
         )

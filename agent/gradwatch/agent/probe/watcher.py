@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import Arrivals
+from gradwatch.agent.probe.autopsy.autopsies import Autopsies
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
@@ -64,6 +65,7 @@ class Watcher:
         self.clock = StepClock(settings.resume_step)
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
+        self.autopsies = Autopsies(self) if settings.autopsy else None
         self.identity: Identity | None = None
         self.single: SingleWatch | None = None
         self._device: torch.device | None = None
@@ -259,6 +261,8 @@ class Watcher:
             self.drop("repeated")
             return
         self.append("nonfinite", nonfinite_message(model, findings, excused=round_ in self._excused))
+        if self.autopsies is not None and not self._bad_streak and round_ not in self._excused:
+            self.autopsies.found(model, findings)
 
     def end_local(self, moment: Moment, *, seen: bool) -> None:
         """All buckets of the round are enqueued for reduction.
@@ -387,7 +391,7 @@ class Watcher:
         began = self._first_round_at
         message: dict[str, Any] = {
             "incarnation": self.identity.incarnation,
-            "round": min([moment.round for moment in self._under_way], default=self.rounds),
+            "round": min([self.rounds, *(moment.round for moment in self._under_way), *self._held]),
             "step": self.clock.step,
             "bad_rounds": self._bad_rounds,
             "reduced_round": self._reduced_round,
@@ -401,6 +405,10 @@ class Watcher:
         if self._last_bad_round is not None:
             message["last_bad_round"] = self._last_bad_round
         journal.progress(message)
+
+    @property
+    def _held(self) -> set[int]:
+        return self.autopsies.held if self.autopsies is not None else set()
 
     def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
         """The ranks have loaded a checkpoint: end this journal, and begin one in a new generation.

@@ -1,0 +1,1 @@
+"""The autopsy: a bad micro-batch is replayed, and the operator named in which it went bad."""

@@ -1,0 +1,122 @@
+"""Run something in a forked child, which has the weights as they are now."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PIECE = 1 << 16
+
+
+class ChildError(Exception):
+    """There was no result; says why in words."""
+
+
+def in_child(call: Callable[[], dict[str, Any]], *, seconds: float) -> dict[str, Any]:
+    """Have a forked child call it, and wait.
+
+    Args:
+        call: gives what JSON can hold.
+        seconds: how long to wait; the child is killed then.
+
+    Returns:
+        What it gave.
+
+    Raises:
+        ChildError: the child could not be made, took too long or died.
+    """
+    if not hasattr(os, "fork") or sys.platform == "darwin":
+        raise ChildError(f"a process cannot be forked safely on {sys.platform}")
+    reading, writing = os.pipe()
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns that threads are not forked with it: the child starts none and waits for none.
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+    except OSError as error:
+        os.close(reading)
+        os.close(writing)
+        raise ChildError(f"no process could be forked: {error}") from error
+    if pid == 0:
+        _be_child(call, writing, seconds)
+    os.close(writing)
+    try:
+        data = _read(reading, time.monotonic() + seconds)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        os.close(reading)
+        status = _reap(pid)
+    try:
+        result: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise ChildError(f"the child that replayed it {_ended(status)}") from None
+    return result
+
+
+def _read(fd: int, until: float) -> bytes:
+    """All that comes, up to the end.
+
+    Raises:
+        ChildError: that took too long.
+    """
+    data = b""
+    while True:
+        left = until - time.monotonic()
+        if left <= 0 or not select.select([fd], [], [], left)[0]:
+            raise ChildError("it took too long")
+        piece = os.read(fd, _PIECE)
+        if not piece:
+            return data
+        data += piece
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        # A handler of the user's was faster, or SIGCHLD is ignored.
+        return None
+
+
+def _ended(status: int | None) -> str:
+    if status is None:
+        return "ended without a word"
+    code = os.waitstatus_to_exitcode(status)
+    return f"was ended by signal {-code}" if code < 0 else f"ended with {code} and without a word"
+
+
+def _be_child(call: Callable[[], dict[str, Any]], writing: int, seconds: float) -> NoReturn:
+    """Never returns: nothing of the training's may run twice, such as its handlers at exit."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        # Should the training be killed meanwhile.
+        signal.alarm(int(seconds) + 1)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        # Nobody's finalizers.
+        gc.disable()
+        # The threads of the pool were not forked with it.
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        data = json.dumps(call()).encode()
+        while data:
+            data = data[os.write(writing, data) :]
+    except BaseException:
+        os._exit(1)
+    os._exit(0)

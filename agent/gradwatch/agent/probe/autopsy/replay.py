@@ -1,0 +1,196 @@
+"""Replay a forward and a backward pass, and say where they go bad. For a child process that ends afterwards.
+
+The loss function is not needed: the gradient that came back to the output of the model stands for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradwatch.agent.probe.autopsy.dissection import Collective, Dissection, Facts
+from gradwatch.agent.probe.autopsy.frames import code_of, named
+from gradwatch.agent.probe.autopsy.place import Places
+from gradwatch.agent.probe.autopsy.provenance import Event, Given, origin_of
+from gradwatch.agent.probe.autopsy.values import kinds_of
+from gradwatch.agent.probe.passes import Leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.autopsy.provenance import Source
+
+_GIVEN = {
+    "parameter": "no operator is named: a parameter of the model is not finite",
+    "input": "no operator is named: the input is not finite",
+    "gradient": "no operator is named: the gradient that came back to the model is not finite",
+    "constant": "no operator is named: a buffer, or a tensor from outside of the model, is not finite",
+}
+LOSS = (
+    "the gradient that came back to the output is not finite: the loss made it, outside of the model, and only the "
+    "model can be replayed"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be replayed.
+
+    Attributes:
+        module: the user's model.
+        capsule: what went in.
+        parameters: in the order in which their gradients arrived.
+        output_was_bad: whether the model's output was, when it ran; None when not known.
+    """
+
+    module: torch.nn.Module
+    capsule: Capsule
+    parameters: Sequence[torch.Tensor]
+    output_was_bad: bool | None
+
+
+def replay(case: Case) -> dict[str, Any]:
+    """Replay it.
+
+    Returns:
+        Fields of the `Autopsy` message in its JSON mapping.
+    """
+    places = Places(case.module, replay.__code__)
+    capsule = case.capsule
+    inputs = Leaves((capsule.args, capsule.kwargs)).tensors
+    dissection = Dissection(
+        [
+            ("gradient", list(capsule.entering.values())),
+            ("input", inputs),
+            ("parameter", list(case.module.parameters())),
+        ],
+        places.here,
+    )
+    try:
+        bad = _passes(case, dissection)
+    except _NotDone as why:
+        return _not_done(str(why))
+    except Exception as error:
+        collective = dissection.collective
+        if collective is None:
+            return _not_done(f"the replay failed with {type(error).__name__}: {_first_line(error)}")
+        return _ended_at(collective, dissection, case)
+    return {"replay": "REPLAY_FINITE"} if bad is None else _told(bad)
+
+
+class _NotDone(Exception):  # noqa: N818 - an outcome
+    """It cannot be replayed, for this reason."""
+
+
+def _passes(case: Case, dissection: Dissection) -> Source | None:
+    """Go through both passes; where the first bad result was made, if there is one."""
+    capsule = case.capsule
+    arguments = _detached(capsule.args), _detached(capsule.kwargs)
+    if capsule.rng is not None:
+        torch.set_rng_state(capsule.rng)
+    enabled, dtype = capsule.autocast
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.enable_grad(), eager, dissection:
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            output = case.module(*arguments[0], **arguments[1])
+        leaves = Leaves(output).tensors
+        if not leaves:
+            raise _NotDone("the model's output holds no tensor")
+        for leaf in leaves:
+            bad = dissection.bad(leaf.detach())
+            if bad is not None and not bad.masked:
+                return bad
+        return _backward(case, dissection, leaves)
+
+
+def _backward(case: Case, dissection: Dissection, leaves: Sequence[torch.Tensor]) -> Source | None:
+    entering = case.capsule.entering
+    if any(kinds_of(gradient).any for gradient in entering.values()):
+        raise _NotDone(LOSS)
+    outputs = [leaf for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad]
+    gradients = [
+        entering[place] for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad
+    ]
+    parameters = [parameter for parameter in case.parameters if parameter.requires_grad]
+    if not outputs:
+        raise _NotDone("no gradient came back to the model's output")
+    dissection.backward = True
+    results = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
+    for gradient in results:
+        if gradient is not None and (bad := dissection.bad(gradient)) is not None:
+            return bad
+    return None
+
+
+def _ended_at(collective: Collective, dissection: Dissection, case: Case) -> dict[str, Any]:
+    """A collective was about to be issued."""
+    if collective.bad is not None and not collective.bad.masked:
+        told = _told(collective.bad)
+        told.setdefault("missing", []).append(
+            f"what comes after {collective.operator}: a collective is not issued in a replay"
+        )
+        return told
+    if dissection.backward:
+        return _not_done(
+            f"the backward pass calls a collective ({collective.operator}), all being finite until then"
+        )
+    if case.output_was_bad:
+        return {
+            "replay": "REPLAY_RECEIVED",
+            "missing": [f"all was finite until {collective.operator}, which brings what other ranks give"],
+        }
+    return _not_done(
+        f"the forward pass calls a collective ({collective.operator}), all being finite until then"
+    )
+
+
+def _told(bad: Source) -> dict[str, Any]:
+    """It went bad again, and this is where."""
+    origin = origin_of(bad)
+    told: dict[str, Any] = {"replay": "REPLAY_REPRODUCED", "value": origin.kinds.value}
+    if isinstance(origin, Given):
+        return told | {"missing": [_GIVEN[origin.what]]}
+    return told | _of_operator(origin)
+
+
+def _of_operator(event: Event) -> dict[str, Any]:
+    facts: Facts = event.facts
+    place, missing = facts.place, []
+    told: dict[str, Any] = {
+        "phase": "PHASE_BACKWARD" if facts.backward else "PHASE_FORWARD",
+        "operator": facts.operator,
+        "inputs": facts.inputs,
+    }
+    if place.module is None:
+        missing.append("the module is not known: the operator ran outside of the forward of any")
+    else:
+        told |= {"module": place.module, "module_class": place.module_class}
+    if place.line is None:
+        missing.append("the line is not known: no Python code called the operator, or it was not kept")
+    else:
+        told |= {"source": named(place.line), "code": code_of(place.line)}
+    return told | {"missing": missing}
+
+
+def _not_done(reason: str) -> dict[str, Any]:
+    return {"replay": "REPLAY_NOT_DONE", "reason": reason}
+
+
+def _detached(value: Any) -> Any:
+    """The same, with tensors that belong to no graph; what is no plain container stays as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().requires_grad_(value.requires_grad)
+    if type(value) in {list, tuple}:
+        return type(value)(_detached(one) for one in value)
+    if type(value) is dict:
+        return {key: _detached(one) for key, one in value.items()}
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
