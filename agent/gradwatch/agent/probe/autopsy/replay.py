@@ -32,8 +32,8 @@ _GIVEN = {
     "constant": "no operator is named: a buffer, or a tensor from outside of the model, is not finite",
 }
 LOSS = (
-    "the gradient that came back to the output is not finite: the loss made it, outside of the model, and only the "
-    "model can be replayed"
+    "the gradient that came back to the output is not finite: the loss made it, outside of the model, and "
+    "only the model can be replayed"
 )
 
 
@@ -120,7 +120,7 @@ def _backward(case: Case, dissection: Dissection, leaves: Sequence[torch.Tensor]
     if not outputs:
         raise _NotDone("no gradient came back to the model's output")
     dissection.backward = True
-    results = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
+    results: Any = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
     for gradient in results:
         if gradient is not None and (bad := dissection.bad(gradient)) is not None:
             return bad
