@@ -89,7 +89,7 @@ class WatchedModel:
             key = self._key_of(parameter)
             self._infos[key] = info
             self._keys[id(parameter)] = key
-        self._module = weakref.ref(module)
+        self._module = None if module is None else weakref.ref(module)
         self._on_cuda = device.type == "cuda"
         self.look = self._choose_look(device, len(self._infos))
         self._passes = Passes(
@@ -257,8 +257,8 @@ class WatchedModel:
         return self.parameters()
 
     def module(self) -> torch.nn.Module | None:
-        """The user's model, inside any wrapper, if it is still there."""
-        return self._module()
+        """The user's model, inside any wrapper; None when it is not known or not there any more."""
+        return None if self._module is None else self._module()
 
     @property
     def on_host(self) -> bool:

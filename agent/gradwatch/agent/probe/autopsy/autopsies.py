@@ -90,7 +90,7 @@ class Autopsies:
             reason = f"the autopsies of this process have taken {SECONDS_IN_ALL:.0f} seconds already"
         module = model.module()
         if reason or one is None or one.capsule is None or module is None:
-            told = _not_done(reason or "the model is gone")
+            told = _not_done(reason or "the model itself is not known")
         else:
             known = one.output if isinstance(one.output, bool) else None
             was_bad = None if known is None else not known
