@@ -44,6 +44,8 @@ def test_a_guarded_run_has_the_weights_of_a_run_without_those_updates(tmp_path):
     for journal in sorted(spool.glob("rank*.jsonl")):
         records = [json.loads(line) for line in journal.read_text().splitlines()]
         said.append([record["skipped"] for record in records if "skipped" in record])
+        replays = [record["autopsy"]["replay"] for record in records if "autopsy" in record]
+        assert "REPLAY_REPRODUCED" in replays, "bitwise equal across an autopsy, too"
     assert said[0] == said[1]
     assert len(said[0]) == len(BAD) * (len(CASES) - len(LEFT_ALONE))
     # Steps 4, 8 and 9 of each case: two in a row are the policy's limit.

@@ -9,7 +9,9 @@ names of the cases in order, written by rank 0.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,81 +20,62 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.training.autopsy_blocks import (
+    WIDTH,
+    Attention,
+    Block,
+    Broken,
+    Checkpointed,
+    Endless,
+    Exp,
+    Log,
+    Luck,
+    MaskedLog,
+    Normed,
+    Opaque,
+    Ratio,
+    Reentrant,
+    Sqrt,
+    Suicidal,
+    Synchronized,
+    Transient,
+)
 from tests.training.group import process_group
 
 STEPS = 3
 BAD_STEP = STEPS - 1
-WIDTH = 6
+NAN = float("nan")
 
 
-class Block(nn.Module):
-    """A linear layer, and something that goes wrong where its input is an exact 0 or as large as 1000."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.spoil(values))
-
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-
-class Log(Block):
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        return values.abs().log()  # log of 0
-
-
-class MaskedLog(Block):
-    """The logarithm of 0 is taken, and is not used; then one is used."""
-
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        unused = torch.zeros(3).log()
-        torch.where(unused < 0, 0.0, unused)
-        return values.abs().log()  # the log that is used
-
-
-class Sqrt(Block):
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        return values.abs().sqrt()  # its slope at 0 is infinite
-
-
-class Attention(Block):
-    """Every row has a masked place; a row of zeros in the input masks all of it."""
-
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        scores = values @ values.T
-        mask = torch.eye(len(values), dtype=torch.bool)
-        honest = scores.masked_fill(mask, float("-inf")).softmax(-1)
-        empty = (values == 0).all(-1, keepdim=True)
-        weights = scores.masked_fill(empty, float("-inf")).softmax(-1)  # a row without a place
-        return (honest + weights) @ values
-
-
-class Exp(Block):
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        return values.exp()  # of 1000
-
-
-class Ratio(Block):
-    def spoil(self, values: torch.Tensor) -> torch.Tensor:
-        return values / values.abs().sum(-1, keepdim=True)  # 0 / 0
+@dataclass
+class Batch:
+    values: torch.Tensor
 
 
 class Net(nn.Module):
-    def __init__(self, block: type[Block]) -> None:
+    def __init__(self, block: type[Block], output: str) -> None:
         super().__init__()
         self.first = nn.Linear(WIDTH, WIDTH)
         self.body = nn.Sequential(nn.Tanh(), nn.Linear(WIDTH, WIDTH))
         self.block = block()
         self.last = nn.Linear(WIDTH, 3)
+        self.output = output
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Any, ballast: torch.Tensor | None = None) -> Any:
+        if isinstance(batch, Batch):
+            values = batch.values
+        elif isinstance(batch, torch.Tensor):
+            values = batch.float()
+        else:
+            values = next(batch)
         mixed = self.body(self.first(values))
         # What is 0 or large in the input is so after the layers, too.
         values = torch.where((values == 0) | (values > 100), mixed * 0 + values, mixed)
-        return self.last(self.block(values))
+        result = self.last(self.block(values))
+        if self.output == "masked":
+            # Infinities on purpose.
+            return result, result.masked_fill(torch.eye(4, 3, dtype=torch.bool), float("-inf"))
+        return Opaque(result) if self.output == "opaque" else result
 
 
 def values_of(rank: int, step: int, micro: int, fill: float | None) -> torch.Tensor:
@@ -103,45 +86,122 @@ def values_of(rank: int, step: int, micro: int, fill: float | None) -> torch.Ten
     return values
 
 
-def code(text: str) -> dict[str, Any]:
-    return {"code": text}
+def tokens(values: torch.Tensor) -> torch.Tensor:
+    return torch.where(values == 0, 0, (values.abs() * 10).long() + 1)
 
 
 FORWARD = {"phase": "PHASE_FORWARD", "module": "block"}
 BACKWARD = {"phase": "PHASE_BACKWARD", "module": "block"}
+LOG = {**FORWARD, "operator": "aten.log.default", "at": "log of 0"}
+SQRT = {**BACKWARD, "operator": "aten.div.Tensor", "at": "its slope at 0"}
+FINITE = "REPLAY_FINITE"
+NOT_DONE = {"replay": "REPLAY_NOT_DONE", "other": None}
 
-# name: (options, what rank 1 should journal)
+# name: (options, what rank 1 should journal; `other` is rank 0's replay of it)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "log": ({"block": Log}, {**FORWARD, "operator": "aten.log.default", "at": "log of 0"}),
-    "masked_log": (
-        {"block": MaskedLog},
-        {**FORWARD, "operator": "aten.log.default", "at": "the log that is used"},
-    ),
-    "sqrt": ({"block": Sqrt}, {**BACKWARD, "operator": "aten.div.Tensor", "at": "its slope at 0"}),
+    "log": ({"block": Log}, LOG),
+    "masked_log": ({"block": MaskedLog}, {**LOG, "at": "the log that is used"}),
+    "sqrt": ({"block": Sqrt}, SQRT),
     "attention": (
         {"block": Attention},
         {**FORWARD, "operator": "aten._softmax.default", "at": "without a place"},
     ),
     "exp": ({"block": Exp, "fill": 1000.0}, {**FORWARD, "operator": "aten.exp.default", "at": "of 1000"}),
     "ratio": ({"block": Ratio}, {**FORWARD, "operator": "aten.div.Tensor", "at": "0 / 0"}),
+    "second_of_four": ({"block": Sqrt, "micro": 4, "bad_micro": 1}, {**SQRT, "microbatch": 1}),
+    "luck": ({"block": Luck}, {**FORWARD, "operator": "aten.div.Tensor", "at": "out of luck"}),
+    "batch_norm": ({"block": Normed}, LOG),
+    "autocast": ({"block": Log, "autocast": True}, LOG),
+    "checkpointed": ({"block": Checkpointed}, SQRT),
+    "reentrant": ({"block": Reentrant}, {**NOT_DONE, "reason": "checkpoint", "other": "REPLAY_NOT_DONE"}),
+    "compiled": ({"block": Sqrt, "compiled": True}, SQRT),
+    "masked_output": ({"block": Sqrt, "output": "masked"}, SQRT),
+    "tokens": ({"block": Log, "wrap": tokens}, LOG),
+    "dataclass": ({"block": Log, "wrap": Batch}, {**LOG, "other": None, "missing": "holds a Batch"}),
+    "consumed": ({"block": Log, "wrap": lambda v: iter([v])}, {**NOT_DONE, "reason": "list_iterator"}),
+    "large": ({"block": Log, "ballast": 17 << 20}, {**NOT_DONE, "reason": "at most 64 MiB"}),
+    "changed": (
+        {"block": Log, "ballast": 4, "change": True},
+        {**NOT_DONE, "reason": "an input was changed in place"},
+    ),
+    "no_tensor": (
+        {"block": Sqrt, "output": "opaque"},
+        {**NOT_DONE, "reason": "holds no tensor"},
+    ),
+    "torch_only": (
+        {"fill": 3e38},
+        {"phase": "PHASE_BACKWARD", "module": "1", "operator": "aten.mm.default", "missing": "the line"},
+    ),
+    "input": ({"block": Block, "fill": NAN}, {"missing": "the input is not finite"}),
+    "parameter": ({"block": Block, "poison": True}, {"missing": "a parameter", "other": FINITE}),
+    "loss": ({"block": Block, "loss": "sqrt"}, {**NOT_DONE, "reason": "the loss made it"}),
+    "synchronized": (
+        {"block": Synchronized},
+        {**LOG, "missing": "c10d.allreduce_", "other": "REPLAY_RECEIVED"},
+    ),
+    "broken_device": ({"block": Broken}, {**FORWARD, "operator": "aten.fill_.Scalar", "other": FINITE}),
+    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE}),
+    "endless": ({"block": Endless}, {**NOT_DONE, "reason": "took too long", "other": "REPLAY_NOT_DONE"}),
+    "suicidal": ({"block": Suicidal}, {**NOT_DONE, "reason": "signal 9", "other": "REPLAY_NOT_DONE"}),
+    # Only the first round of a stretch.
+    "stretch": ({"block": Log, "bad_from": BAD_STEP - 1}, LOG),
+    "scaler": ({"block": Block, "loss": "overflow", "scaler": True}, {"replay": None, "other": None}),
 }
 
 
-def run(rank: int, options: dict[str, Any]) -> None:
+def net_of(options: dict[str, Any]) -> nn.Module:
     torch.manual_seed(5)
-    ddp = DistributedDataParallel(Net(options["block"]))
+    if "block" not in options:
+        return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    net = Net(options["block"], options.get("output", ""))
+    if options.get("compiled"):
+        net.block = torch.compile(net.block, backend="aot_eager")
+    return net
+
+
+def loss_of(output: Any, kind: str) -> torch.Tensor:
+    if isinstance(output, tuple):
+        output = output[0]
+    values = output.take() if isinstance(output, Opaque) else output
+    if kind == "sqrt":
+        return (values * 0).pow(2).sum().sqrt()
+    return values.pow(2).mean() * (1e30 if kind == "overflow" else 1.0)
+
+
+def run(rank: int, options: dict[str, Any]) -> None:
+    wrap = options.get("wrap", lambda values: values)
+    micro_batches, bad_micro = options.get("micro", 1), options.get("bad_micro", 0)
+    ddp = DistributedDataParallel(net_of(options), broadcast_buffers=False)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled="scaler" in options)
+    ballast = {"ballast": torch.zeros(options["ballast"])} if "ballast" in options else {}
     for step in range(STEPS):
         optimizer.zero_grad()
-        bad = rank == 1 and step == BAD_STEP
-        output = ddp(values_of(rank, step, 0, options.get("fill", 0.0) if bad else None))
-        output.pow(2).mean().backward()
-        if step != BAD_STEP:
-            optimizer.step()
+        for micro in range(micro_batches):
+            bad = rank == 1 and step >= options.get("bad_from", BAD_STEP) and micro == bad_micro
+            values = values_of(rank, step, micro, options.get("fill", 0.0) if bad else None)
+            if bad and options.get("poison"):
+                with torch.no_grad():
+                    ddp.module.last.weight[0, 0] = NAN
+            Broken.broken = bad
+            torch.manual_seed(77)
+            with ddp.no_sync() if micro < micro_batches - 1 else torch.enable_grad():
+                with torch.autocast("cpu", enabled=options.get("autocast", False)):
+                    output = ddp(wrap(values), **ballast)
+                if options.get("change"):
+                    ballast["ballast"].zero_()
+                scaler.scale(loss_of(output, options.get("loss", "") if bad else "")).backward()
+        if step < options.get("bad_from", BAD_STEP) or scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
     dist.barrier()
 
 
 def main(output: Path) -> None:
+    if os.environ.get("GRADWATCH_SPOOL"):
+        from gradwatch.agent.probe.autopsy import autopsies
+
+        autopsies.SECONDS = 3.0
     with process_group() as rank:
         for options, _ in CASES.values():
             run(rank, options)

@@ -44,6 +44,7 @@ class WatchedModel:
         group_size: ranks that reduce together.
 
     Attributes:
+        group_size: ranks that reduce together.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
         last_round: the newest round that was reduced.
@@ -78,7 +79,7 @@ class WatchedModel:
         self._wrapper = wrapper
         names = self._names(module, parameters)
         self._module_class = names.module_class
-        self._group_size = group_size
+        self.group_size = group_size
         self._moment: Moment | None = None
         self._handles: list[RemovableHandle] = []
         self._infos: dict[int, ParameterInfo] = {}
@@ -185,6 +186,8 @@ class WatchedModel:
         if findings is not None:
             watcher.found(self, findings)
         if is_last:
+            if watcher.autopsies is not None:
+                watcher.autopsies.before_reduction(self, moment)
             watcher.end_local(moment, seen=isinstance(self.look, HostLook))
 
     def look_after(self, moment: Moment, reduced: Sequence[torch.Tensor]) -> None:
@@ -199,7 +202,7 @@ class WatchedModel:
         if bad and self.bad_round is None:
             self.bad_round = moment.round
         if self._watcher.autopsies is not None:
-            self._watcher.autopsies.round_over(self, moment)
+            self._watcher.autopsies.round_over(self, moment, bad=bad)
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
         """What is to be told of findings that have been read out."""
@@ -276,7 +279,7 @@ class WatchedModel:
             "root": self.root,
             "module_class": self._module_class,
             "wrapper": self._wrapper,
-            "group_size": self._group_size,
+            "group_size": self.group_size,
             "parameter_count": sum(info.numel for info in self._infos.values()),
         }
         if with_parameters:

@@ -27,7 +27,7 @@ from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.steps import StepClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -407,8 +407,8 @@ class Watcher:
         journal.progress(message)
 
     @property
-    def _held(self) -> set[int]:
-        return self.autopsies.held if self.autopsies is not None else set()
+    def _held(self) -> Iterable[int]:
+        return self.autopsies.held if self.autopsies is not None else ()
 
     def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
         """The ranks have loaded a checkpoint: end this journal, and begin one in a new generation.
@@ -437,6 +437,8 @@ class Watcher:
             self.clock.set_step(step)
         self._count_from_0()
         self.arrivals.forget_passes()
+        if self.autopsies is not None:
+            self.autopsies.start_over()
         for model in self._models:
             model.start_over()
         if self.guarding is not None:
@@ -456,6 +458,8 @@ class Watcher:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
             self._flush()
+            if self.autopsies is not None:
+                self.autopsies.finish()
             self.write_progress()
         except Exception as error:
             self.fuses.blow("exit", error)

@@ -9,11 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.autopsy.capsule import Capsules
+from gradwatch.agent.probe.autopsy.capsule import Capsules, nbytes_of
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
 from gradwatch.agent.probe.autopsy.replay import LOSS, Case, replay
+from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gradwatch.agent.probe.autopsy.capsule import Capsule
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Pass
     from gradwatch.agent.probe.rounds import BucketFindings, Moment
@@ -28,10 +32,44 @@ SECONDS_IN_ALL = 60.0
 _ON_A_DEVICE = "a device's weights may have been updated by the time the fault is read out"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Due:
+    """A round that is to be replayed.
+
+    Attributes:
+        not_shared: why other ranks cannot replay it.
+        seconds: that were spent on it so far.
+    """
+
     moment: Moment
-    findings: BucketFindings
+    microbatch: int | None
+    not_shared: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class _Report:
+    """What is told of any replay, whatever came of it."""
+
+    moment: Moment
+    microbatch: int | None
+    of_rank: int | None = None
+    seconds: float = 0.0
+    nbytes: int = 0
+
+    def as_message(self, own_rank: int) -> dict[str, Any]:
+        """The fields of the `Autopsy` message in its JSON mapping."""
+        moment = self.moment
+        microbatch = moment.microbatch if self.microbatch is None else self.microbatch
+        message: dict[str, Any] = {
+            "root": moment.root,
+            "round": moment.round,
+            "step": moment.step,
+            "of_rank": own_rank if self.of_rank is None else self.of_rank,
+            "seconds": self.seconds,
+            "nbytes": self.nbytes,
+        }
+        return message if microbatch is None else message | {"microbatch": microbatch}
 
 
 class Autopsies:
@@ -42,92 +80,154 @@ class Autopsies:
 
     Attributes:
         capsules: what is kept of forward passes.
-        held: rounds whose autopsy is not written down yet.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self.capsules = Capsules()
-        self.held: set[int] = set()
         self._watcher = watcher
-        self._due: _Due | None = None
+        self._due: dict[int, _Due] = {}
+        self._shelf: Shelf | None = None
         self._seconds = 0.0
+
+    @property
+    def held(self) -> Iterable[int]:
+        """Rounds whose autopsy is not written down yet."""
+        # With that fuse blown no round's end is seen any more.
+        return self._due if self._watcher.fuses.intact("reduced") else ()
 
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """The first bad round of a stretch: have it replayed once its backward pass is over. Never raises."""
         moment = findings.moment
-        if not self._watcher.fuses.intact(PART) or (self._due is not None and self._due.moment is moment):
+        if not self._watcher.fuses.intact(PART) or moment.round in self._due:
             return
         if not model.on_host:
-            self._write(moment, findings.origin.microbatch, _not_done(_ON_A_DEVICE))
+            self._write(_Report(moment, findings.origin.microbatch), _not_done(_ON_A_DEVICE))
             return
-        self._due = _Due(moment, findings)
-        self.held.add(moment.round)
+        self._due[moment.round] = _Due(moment, findings.origin.microbatch)
 
-    def round_over(self, model: WatchedModel, moment: Moment) -> None:
-        """The reductions of a round are over, and the backward pass with them. Never raises."""
-        fuses = self._watcher.fuses
-        due, self._due = self._due, None
+    def before_reduction(self, model: WatchedModel, moment: Moment) -> None:
+        """The last gradients of a round are about to be reduced. Never raises."""
+        due = self._due.get(moment.round)
+        if due is None or not self._watcher.fuses.intact(PART):
+            return
+        began = time.perf_counter()
         try:
-            if due is not None and fuses.intact(PART):
-                self._replay_own(model, due)
+            due.not_shared = self._share(model, due)
+        except OSError as error:
+            due.not_shared = f"it could not be written for them: {error}"
+        except Exception as error:
+            self._watcher.fuses.blow(PART, error)
+        due.seconds = time.perf_counter() - began
+
+    def round_over(self, model: WatchedModel, moment: Moment, *, bad: bool | None) -> None:
+        """The reductions of a round are over, and the backward pass with them. Never raises.
+
+        Args:
+            model: whose round it is.
+            moment: the round's.
+            bad: whether what they gave is; None when not known yet.
+        """
+        fuses = self._watcher.fuses
+        due = self._due.get(moment.round)
+        try:
+            if fuses.intact(PART):
+                if due is None and self._shelf is not None:
+                    # All ranks have seen what the reductions gave of the round that it was for.
+                    self._shelf.clear()
+                if due is not None:
+                    self._replay_own(model, due)
+                elif bad:
+                    self._replay_anothers(model, moment)
         except Exception as error:
             fuses.blow(PART, error)
         finally:
             for one in moment.passes:
                 if one.capsule is not None:
                     one.capsule.release()
-            if self.held:
-                self.held.clear()
+            if self._due.pop(moment.round, None) is not None:
                 self._watcher.write_progress()
+
+    def start_over(self) -> None:
+        """A checkpoint has been loaded: rounds count from 0 again."""
+        self._due.clear()
+        self.finish()
+
+    def finish(self) -> None:
+        """The process ends."""
+        if self._shelf is not None:
+            self._shelf.clear()
+
+    def _share(self, model: WatchedModel, due: _Due) -> str:
+        """Lay the capsule down for other ranks; why not, or ""."""
+        one = _pass_of(due.moment, due.microbatch)
+        shelf, identity = self._shelf_of_attempt(), self._watcher.identity
+        if model.group_size == 1 or shelf is None or identity is None or _why_not(due.moment, one):
+            return ""
+        if one is None or one.capsule is None:
+            return ""
+        about = {"microbatch": one.backward, "output": one.output if isinstance(one.output, bool) else None}
+        try:
+            shelf.put((due.moment.root, due.moment.round), identity.rank, one.capsule, about)
+        except NotShareable as why:
+            return str(why)
+        return ""
 
     def _replay_own(self, model: WatchedModel, due: _Due) -> None:
         began = time.perf_counter()
-        moment, microbatch = due.moment, due.findings.origin.microbatch
-        one = _pass_of(moment, microbatch)
-        kept = 0 if one is None or one.capsule is None else one.capsule.nbytes
-        reason = _why_not(moment, one)
-        if not reason and self._seconds >= SECONDS_IN_ALL:
-            reason = f"the autopsies of this process have taken {SECONDS_IN_ALL:.0f} seconds already"
-        module = model.module()
-        if reason or one is None or one.capsule is None or module is None:
-            told = _not_done(reason or "the model itself is not known")
+        one = _pass_of(due.moment, due.microbatch)
+        report = _Report(due.moment, due.microbatch)
+        reason = _why_not(due.moment, one)
+        if reason or one is None or one.capsule is None:
+            told = _not_done(reason)
         else:
-            known = one.output if isinstance(one.output, bool) else None
-            was_bad = None if known is None else not known
-            told = _replayed(Case(module, one.capsule, model.arrived(moment.order), was_bad))
-        seconds = time.perf_counter() - began
-        self._seconds += seconds
-        self._write(moment, microbatch, told, seconds=seconds, nbytes=kept)
+            report.nbytes = one.capsule.nbytes
+            told = self._replayed(model, due.moment, one.capsule, one.output)
+        if due.not_shared and told["replay"] != "REPLAY_NOT_DONE":
+            told.setdefault("missing", []).append(f"whether it goes bad on another rank: {due.not_shared}")
+        report.seconds = due.seconds + time.perf_counter() - began
+        self._write(report, told)
 
-    def _write(
-        self,
-        moment: Moment,
-        microbatch: int | None,
-        told: dict[str, Any],
-        *,
-        seconds: float = 0.0,
-        nbytes: int = 0,
-    ) -> None:
+    def _replay_anothers(self, model: WatchedModel, moment: Moment) -> None:
+        """Ours was finite and the sum is not: replay what another rank has laid down, with our weights."""
+        shelf = self._shelf_of_attempt()
+        if shelf is None or model.group_size == 1:
+            return
+        began = time.perf_counter()
+        taken = shelf.take((moment.root, moment.round))
+        if taken is None:
+            return
+        owner, capsule, about = taken
+        told = self._replayed(model, moment, capsule, about["output"])
+        report = _Report(moment, about["microbatch"], of_rank=owner, nbytes=nbytes_of(capsule))
+        report.seconds = time.perf_counter() - began
+        self._write(report, told)
+
+    def _replayed(
+        self, model: WatchedModel, moment: Moment, capsule: Capsule, output: object
+    ) -> dict[str, Any]:
+        if self._seconds >= SECONDS_IN_ALL:
+            return _not_done(f"autopsies have taken {SECONDS_IN_ALL:.0f} seconds already")
+        module = model.module()
+        if module is None:
+            return _not_done("the model itself is not known")
+        was_bad = not output if isinstance(output, bool) else None
+        case = Case(module, capsule, model.arrived(moment.order), was_bad)
+        try:
+            return in_child(lambda: replay(case), seconds=SECONDS)
+        except ChildError as error:
+            return _not_done(str(error))
+
+    def _shelf_of_attempt(self) -> Shelf | None:
         identity = self._watcher.identity
-        place = moment.microbatch if microbatch is None else microbatch
-        message = {
-            "root": moment.root,
-            "round": moment.round,
-            "step": moment.step,
-            "of_rank": 0 if identity is None else identity.rank,
-            "seconds": seconds,
-            "nbytes": nbytes,
-        }
-        if place is not None:
-            message["microbatch"] = place
-        self._watcher.append("autopsy", message | told)
+        if self._shelf is None and identity is not None and identity.attempt_key is not None:
+            self._shelf = Shelf(self._watcher.settings.spool, identity.attempt_key)
+        return self._shelf
 
-
-def _replayed(case: Case) -> dict[str, Any]:
-    try:
-        return in_child(lambda: replay(case), seconds=SECONDS)
-    except ChildError as error:
-        return _not_done(str(error))
+    def _write(self, report: _Report, told: dict[str, Any]) -> None:
+        self._seconds += report.seconds
+        identity = self._watcher.identity
+        own = 0 if identity is None else identity.rank
+        self._watcher.append("autopsy", report.as_message(own) | told)
 
 
 def _pass_of(moment: Moment, microbatch: int | None) -> Pass | None:
@@ -141,7 +241,9 @@ def _why_not(moment: Moment, one: Pass | None) -> str:
     """Why a pass cannot be replayed; "" when it can."""
     if one is None:
         many = len(moment.passes)
-        return f"which of {many} passes it was is not known" if many else "no pass through the model was seen"
+        if many:
+            return f"which of {many} passes it was is not known"
+        return "no gradient was seen to come back to the output of a pass, as when that holds no tensor"
     if one.capsule is None:
         return "nothing was kept of it"
     if one.output is True and one.entering is False:

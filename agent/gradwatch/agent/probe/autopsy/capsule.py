@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.passes import Leaves
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -153,6 +155,11 @@ class Capsules:
 def nbytes(tensor: torch.Tensor) -> int:
     """What a tensor's elements take."""
     return tensor.numel() * tensor.element_size()
+
+
+def nbytes_of(capsule: Capsule) -> int:
+    """What a capsule's tensors take, when it has been read back."""
+    return sum(map(nbytes, Leaves((capsule.args, capsule.kwargs, capsule.entering)).tensors))
 
 
 def _version(tensor: torch.Tensor) -> int:

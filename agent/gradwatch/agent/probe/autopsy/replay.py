@@ -101,17 +101,21 @@ def _passes(case: Case, dissection: Dissection) -> Source | None:
         leaves = Leaves(output).tensors
         if not leaves:
             raise _NotDone("the model's output holds no tensor")
+        masked = False
         for leaf in leaves:
             bad = dissection.bad(leaf.detach())
             if bad is not None and not bad.masked:
                 return bad
+            masked = masked or bad is not None
+        if any(kinds_of(gradient).any for gradient in capsule.entering.values()):
+            if case.output_was_bad and not masked:
+                return None
+            raise _NotDone(LOSS)
         return _backward(case, dissection, leaves)
 
 
 def _backward(case: Case, dissection: Dissection, leaves: Sequence[torch.Tensor]) -> Source | None:
     entering = case.capsule.entering
-    if any(kinds_of(gradient).any for gradient in entering.values()):
-        raise _NotDone(LOSS)
     outputs = [leaf for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad]
     gradients = [
         entering[place] for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad

@@ -1,0 +1,146 @@
+"""Capsules that other ranks of the same host may replay: files beside the journals.
+
+A rank lays its capsule down before the last bucket of the round is reduced, so that whoever sees what the
+reduction gave finds it. The first one takes it away; what nobody took is deleted by its owner a round
+later. None leaves the host.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradwatch.agent.probe.autopsy.capsule import Capsule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = "capsules"
+_SUFFIX = ".capsule"
+# As it is before `patch_saves`: this is no checkpoint.
+_save = torch.save
+
+
+class NotShareable(Exception):  # noqa: N818 - an outcome
+    """It holds something that cannot be read back without running code of somebody's."""
+
+
+class Shelf:
+    """The folder of one host's capsules.
+
+    Args:
+        spool: the run's.
+        attempt: what the ranks of this rendezvous have in common.
+    """
+
+    def __init__(self, spool: Path, attempt: str) -> None:
+        self._folder = spool / FOLDER
+        self._attempt = attempt
+        self._own: Path | None = None
+
+    def put(self, name: tuple[int, int], rank: int, capsule: Capsule, about: dict[str, Any]) -> None:
+        """Lay a capsule down for others.
+
+        Args:
+            name: root and round.
+            rank: whose it is.
+            capsule: what is to be replayed.
+            about: plain values that go with it.
+
+        Raises:
+            NotShareable: it does not consist of tensors and plain containers.
+            OSError: it cannot be written.
+        """
+        content = {
+            "args": _plain(capsule.args),
+            "kwargs": _plain(capsule.kwargs),
+            "rng": capsule.rng,
+            "autocast": capsule.autocast,
+            "entering": _plain(capsule.entering),
+            "about": about,
+        }
+        self.clear()
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._forget_other_attempts()
+        path = self._folder / f"{self._prefix(name)}{rank}{_SUFFIX}"
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        try:
+            fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+                _save(content, file)
+            unfinished.rename(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        self._own = path
+
+    def take(self, name: tuple[int, int]) -> tuple[int, Capsule, dict[str, Any]] | None:
+        """The capsule of another rank, which is nobody else's from now on; None when there is none.
+
+        Args:
+            name: root and round.
+
+        Returns:
+            Whose it was, the capsule, and what went with it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        prefix = self._prefix(name)
+        for path in sorted(self._folder.glob(f"{prefix}*{_SUFFIX}")):
+            taken = path.with_suffix(f".{os.getpid()}")
+            try:
+                path.rename(taken)
+            except FileNotFoundError:
+                continue  # another one was faster
+            try:
+                content = torch.load(taken, weights_only=True)
+            finally:
+                taken.unlink(missing_ok=True)
+            capsule = Capsule(
+                tuple(content["args"]),
+                content["kwargs"],
+                content["rng"],
+                tuple(content["autocast"]),
+                content["entering"],
+            )
+            return int(path.name.removeprefix(prefix).removesuffix(_SUFFIX)), capsule, content["about"]
+        return None
+
+    def clear(self) -> None:
+        """Nobody took ours."""
+        own, self._own = self._own, None
+        if own is not None:
+            own.unlink(missing_ok=True)
+
+    def _prefix(self, name: tuple[int, int]) -> str:
+        root, round_ = name
+        return f"{self._attempt}-{root}-{round_}-"
+
+    def _forget_other_attempts(self) -> None:
+        """What killed ranks have left behind."""
+        for path in self._folder.iterdir():
+            if not path.name.startswith(f"{self._attempt}-"):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _plain(value: Any) -> Any:
+    """A copy of tensors in plain containers, which does not drag along what they are views of."""
+    kind = type(value)
+    if (
+        kind in {torch.Tensor, torch.nn.Parameter}
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    ):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if kind in {str, int, float, bool, type(None)}:
+        return value
+    if kind in {list, tuple}:
+        return kind(_plain(one) for one in value)
+    if kind is dict:
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    raise NotShareable(f"its input holds a {kind.__name__}, which is not handed on")
