@@ -28,7 +28,7 @@ class StepClock:
     """
 
     def __init__(self, resume_step: int | None = None) -> None:
-        self.step = resume_step or 0
+        self.step = self._first = resume_step or 0
         self._told = resume_step is not None
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -48,9 +48,13 @@ class StepClock:
         self._chosen[optimizer] = True
         self._ours[optimizer] = True
 
+    def start_over(self) -> None:
+        """What has been counted is forgotten, unless the user has said where it stands."""
+        self.step = self._first
+
     def set_step(self, step: int) -> None:
         """The user's own count, which stands over ours from now on."""
-        self.step = int(step)
+        self.step = self._first = int(step)
         self._told = True
 
     @contextmanager

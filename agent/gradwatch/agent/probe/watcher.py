@@ -84,6 +84,7 @@ class Watcher:
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
         self.rounds = 0
+        self._next_round = 0
         self._under_way: list[Moment] = []
         self._reduced_round = 0
         self._last_bad_round: int | None = None
@@ -139,6 +140,7 @@ class Watcher:
         if self._claim is not None:
             os.close(self._claim)
         self.identity = self._journal = self._claim = None
+        self.clock.start_over()
         self._count_from_0()
         self.arrivals.forget_passes()
 
@@ -199,9 +201,12 @@ class Watcher:
         """
         if self._first_round_at is None:
             self._first_round_at = time.perf_counter()
+        # Two models may be reduced in one backward pass, bucket by bucket.
+        number = max(self._next_round, self.rounds)
+        self._next_round = number + 1
         moment = Moment(
             root=root,
-            round=self.rounds,
+            round=number,
             step=self.clock.step,
             microbatch=0 if self.arrivals.passes <= 1 else None,
             batch=self._tag,
@@ -325,7 +330,11 @@ class Watcher:
         for result in results:
             for findings in model.news(result.findings):
                 self.found(model, findings)
-            self._settle(result.moment)
+            if result.reduced_bad is None and result.moment.round >= self.rounds:
+                # A micro-batch that is read out before its round is over.
+                self.forget(result.moment)
+            else:
+                self._settle(result.moment)
             if result.reduced_bad is not None:
                 bad, told = result.reduced_bad, result.reduced_findings
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
@@ -506,9 +515,8 @@ class Watcher:
 
     def _settle(self, moment: Moment) -> None:
         self.forget(moment)
-        if moment.round >= self.rounds or any(other.round == moment.round for other in self._under_way):
-            # A micro-batch that is read out before its round is over.
-            return
+        if any(other.round == moment.round for other in self._under_way):
+            return  # a later micro-batch of the same round
         if moment.round in self._excused:
             # The scaler at work: it is no news how often, and it is told all the same.
             self._excused.discard(moment.round)
