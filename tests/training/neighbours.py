@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -109,8 +108,7 @@ def together(case: Case) -> None:
     for step in range(STEPS):
         case.watched.tag(batch=case.name)
         values = values_of(case, step)
-        loss = one(values).pow(2).mean() + spoil(other(values), case.bad(step)).pow(2).mean()
-        loss.backward()
+        spoil(one(values) + other(values), case.bad(step)).pow(2).mean().backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -234,6 +232,8 @@ def compiled(case: Case, *, outside: bool) -> None:
 
 def zero(case: Case) -> None:
     """Twice: the second time it is the guard that leaves the bad update out."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when it is imported
+
     ends = []
     for by_hand in (True, False):
         torch.manual_seed(3)
@@ -345,9 +345,21 @@ def no_tensor(case: Case) -> None:
     train(case, ddp, forward)
 
 
+class Logs(nn.Module):
+    """Gives log 0 when it is told to."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, values: torch.Tensor, *, bad: bool) -> torch.Tensor:
+        made = self.inner(values)
+        return (made - made).log() if bad else made
+
+
 def chain(case: Case, *, detach: bool, made: str) -> None:
     """One model's output is another one's input."""
-    first, second = wrap(mlp()), wrap(nn.Linear(3, 2))
+    first, second = wrap(Logs(mlp())), wrap(nn.Linear(3, 2))
     optimizers = [torch.optim.SGD(ddp.parameters(), lr=0.01) for ddp in (first, second)]
     for step in range(STEPS):
         case.watched.tag(batch=case.name)
@@ -358,22 +370,31 @@ def chain(case: Case, *, detach: bool, made: str) -> None:
             values[0, 0] = NAN
         if case.bad(step) and made == "parameter":
             with torch.no_grad():
-                first.module[2].weight[0, 0] = NAN
-        output = first(values)
+                first.module.inner[2].weight[0, 0] = NAN
+        output = first(values, bad=case.bad(step) and made == "forward")
         if case.bad(step) and made == "script":
             output = output / 0 * 0
         if case.bad(step) and made == "in place":
             output.detach()[0, 0] = NAN
         second(output.detach() if detach else output).pow(2).mean().backward()
         if detach:
-            first(values_of(case, step)).pow(2).mean().backward()
+            first(values_of(case, step), bad=False).pow(2).mean().backward()
         for optimizer in optimizers:
             optimizer.step()
     if made == "parameter":
         with torch.no_grad():
-            first.module[2].weight.zero_()
+            first.module.inner[2].weight.zero_()
 
 
+# Where the second model's input goes bad, and in which phase of the first that was.
+CHAINED = {
+    "input": "PHASE_INPUT",
+    "parameter": "PHASE_PARAMETER",
+    "forward": "PHASE_FORWARD",
+    # Computed by the script from what was finite.
+    "script": None,
+    "in place": None,
+}
 # name: (case, the first of rank 1's records, of rank 0's): phase, parameter, backward position
 CASES: dict[str, tuple[Callable[[Case], None], Any, Any]] = {
     "together": (together, ("PHASE_LOSS", "2.bias"), None),
@@ -394,6 +415,17 @@ CASES: dict[str, tuple[Callable[[Case], None], Any, Any]] = {
     "spread": (spread, ("PHASE_INPUT", "last.bias"), ("PHASE_FORWARD", "last.bias")),
     "untrainable": (untrainable, None, None),
     "no-tensor": (no_tensor, (None, "head.bias"), None),
+    **{
+        f"chain-{made}{'-detached' if detach else ''}": (
+            partial(chain, detach=detach, made=made),
+            (phase, "bias"),
+            None,
+        )
+        for detach in (False, True)
+        for made, phase in CHAINED.items()
+        # Detached, it is like any other tensor that the script gives.
+        if not (detach and made == "script")
+    },
 }
 
 

@@ -37,6 +37,7 @@ class Arrivals:
         self.when_over: list[Callable[[], object]] = []
         self._under_way = False
         self._next_key = 0
+        self._forgets = False
         self._calls = 0
 
     @property
@@ -63,8 +64,13 @@ class Arrivals:
         return arrived
 
     def forget_passes(self) -> None:
-        """Count backward passes from 0 again: a reduction has finished."""
-        self.passes = 0
+        """Count backward passes from 0 again: a reduction has finished.
+
+        After the one under way, if there is one: another model's reductions may follow in it.
+        """
+        self._forgets = self._under_way
+        if not self._under_way:
+            self.passes = 0
 
     def backward_begins(self) -> bool:
         """`torch.autograd.backward` is called; whether it is not so inside of another one."""
@@ -75,10 +81,7 @@ class Arrivals:
         """That call is over."""
         self._calls -= 1
         if self._calls == 0 and self._under_way:
-            if failed:
-                self._under_way = False
-            else:
-                self._over()
+            self._over(failed=failed)
 
     def _begin(self) -> None:
         self.order = []
@@ -90,10 +93,13 @@ class Arrivals:
         if self._calls <= 1:
             self._over()
 
-    def _over(self) -> None:
+    def _over(self, *, failed: bool = False) -> None:
         self._under_way = False
-        for call in self.when_over:
-            call()
+        if self._forgets:
+            self.forget_passes()
+        if not failed:
+            for call in self.when_over:
+                call()
 
 
 def patch_backward(begins: Callable[[Any, Any], object], ended: Callable[[bool], object]) -> None:

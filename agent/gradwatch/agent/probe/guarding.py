@@ -97,8 +97,10 @@ class Guarding:
             return
         for model in models:
             model.forget_error_feedback()
-        rounds = [model.last_round if model.bad_round is None else model.bad_round for model in models]
-        self._say(tally, self._watcher.clock.step, min(rounds))
+        # As of their rounds: with two models, the first one's optimizer may have ended the step by now.
+        bad = [(model.bad_round, model.bad_step) for model in models if model.bad_round is not None]
+        round_, step = min(bad or [(model.last_round, model.last_step) for model in models])
+        self._say(tally, step, round_)
 
     def landed(self, model: WatchedModel, moment: Moment, *, bad: bool) -> None:
         """A read-out tells what a fused optimizer did on its own."""

@@ -48,8 +48,10 @@ class WatchedModel:
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
         last_round: the newest round that was reduced.
+        last_step: the step of that round.
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
             the host knows. It stays until the next round: one model may have several optimizers.
+        bad_step: the step of that round.
         attempted: an update was attempted since that newest round.
         reduced_excused: of the reduced gradients, while non-finite: whether a GradScaler's overflow was
             said to have made them so; None when nothing was said.
@@ -71,8 +73,9 @@ class WatchedModel:
     ) -> None:
         self.root = root
         self.fuses = watcher.fuses
-        self.last_round = 0
+        self.last_round = self.last_step = 0
         self.bad_round: int | None = None
+        self.bad_step = 0
         self.attempted = False
         self.reduced_excused: bool | None = None
         self._watcher = watcher
@@ -131,11 +134,16 @@ class WatchedModel:
 
     def entered(self, args: Any, kwargs: Any) -> None:
         """A forward pass through the module begins with these arguments."""
-        if not torch.is_grad_enabled() or self._capturing():
+        trains = torch.is_grad_enabled()
+        chained = self._watcher.has_several
+        # What is made without gradients can be handed to another model.
+        if self._capturing() or not (trains or chained):
             self._pass = None
             return
         began = time.perf_counter()
-        self._pass = self._passes.entered(args, kwargs, self._watcher.batch)
+        outputs = self._watcher.outputs if chained else None
+        own = self._parameters_until_updated() if chained else None
+        self._pass = self._passes.entered(args, kwargs, self._watcher.batch, outputs, own, remember=trains)
         self._watcher.spent(time.perf_counter() - began)
 
     def left(self, output: Any) -> None:
@@ -143,9 +151,15 @@ class WatchedModel:
         if self._pass is None:
             return
         began = time.perf_counter()
-        self._passes.left(self._pass, output)
+        self._passes.left(self._pass, output, self._watcher.outputs if self._watcher.has_several else None)
         self._pass = None
         self._watcher.spent(time.perf_counter() - began)
+
+    def _parameters_until_updated(self) -> Callable[[], Fact]:
+        """Gives whether the parameters are finite, as long as no optimizer has stepped since."""
+        clock = self._watcher.clock
+        now = clock.attempts
+        return lambda: self.look.fact(self.parameters()) if clock.attempts == now else None
 
     def loss_scaled(self, losses: Any) -> None:
         """A GradScaler scales losses."""
@@ -198,9 +212,9 @@ class WatchedModel:
             self._watcher.end_reduced(self, moment, bad=bad, findings=lambda: self._reduced_findings(moment))
         if self.attempted:
             self.attempted, self.bad_round = False, None
-        self.last_round = moment.round
+        self.last_round, self.last_step = moment.round, moment.step
         if bad and self.bad_round is None:
-            self.bad_round = moment.round
+            self.bad_round, self.bad_step = moment.round, moment.step
         if self._watcher.autopsies is not None:
             self._watcher.autopsies.round_over(self, moment, bad=bad)
 

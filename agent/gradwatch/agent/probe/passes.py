@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
     from gradwatch.agent.probe.fuses import Fuses
+    from gradwatch.agent.probe.outputs import Outputs
 
 # Finite or not; on a device the largest magnitude, a float64 of shape (), which nobody waits for;
 # None for what is not known.
@@ -29,6 +30,8 @@ Fact: TypeAlias = "bool | torch.Tensor | None"
 
 # The part of the probe, for its fuse.
 PART = "passes"
+# Of a model that is given what another one made, which was given what a third one made.
+_MAX_CHAIN = 8
 # Passes without a backward pass, such as those of an evaluation, are forgotten beyond these.
 _MAX_PASSES = 256
 # Of nested inputs. What lies deeper, or is of a kind that holds who knows what, is not known.
@@ -43,13 +46,16 @@ class Pass:
 
     Attributes:
         batch: JSON of the user's tag.
-        inputs: finite before the pass.
+        inputs: finite before the pass; of those that it was given from outside.
         output: finite after it.
         entering: the gradient that entered the model by its output.
         scaled_loss: the loss, before a GradScaler scaled it; None when none did.
         before: the gradients that had been summed up when that backward pass began; None in the first.
         backward: ordinal of that backward pass since the last reduction; None before it has begun.
         capsule: what is kept of it for a replay, if anything.
+        handed: as `inputs`, of those that the job had computed from something.
+        makers: the passes of watched models that made these, as far as they are known.
+        own: whether the parameters of its model were finite; what gives that, as long as nobody has asked.
     """
 
     batch: str | None = None
@@ -60,20 +66,44 @@ class Pass:
     before: Fact = None
     backward: int | None = None
     capsule: Capsule | None = None
+    handed: Fact = True
+    makers: tuple[Pass, ...] = ()
+    own: Fact | Callable[[], Fact] = None
 
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        """What may have to be read out: see `with_facts`."""
-        return self.inputs, self.output, self.entering, self.scaled_loss, self.before
+    def all_facts(self) -> list[Fact]:
+        """What may have to be read out: see `read_out`."""
+        own = None if callable(self.own) else self.own
+        facts = [self.inputs, self.handed, self.output, self.entering, self.scaled_loss, self.before, own]
+        return [*facts, *(fact for maker in self.makers for fact in maker.all_facts())]
 
-    def with_facts(self, inputs: Fact, output: Fact, entering: Fact, scaled_loss: Fact, before: Fact) -> Pass:
-        """The same with facts that are known by now."""
-        return Pass(self.batch, inputs, output, entering, scaled_loss, before, self.backward)
+    def read_out(self, facts: Iterator[bool | None]) -> Pass:
+        """The same with facts that are known by now, in the order of `all_facts`."""
+        return dataclasses.replace(
+            self,
+            inputs=next(facts),
+            handed=next(facts),
+            output=next(facts),
+            entering=next(facts),
+            scaled_loss=next(facts),
+            before=next(facts),
+            own=next(facts),
+            makers=tuple(maker.read_out(facts) for maker in self.makers),
+        )
+
+    def learn(self) -> None:
+        """Ask whether the parameters are finite, while that is to be had."""
+        if callable(self.own) and not isinstance(self.own, torch.Tensor):
+            self.own = self.own()
 
     @property
     def is_bad(self) -> bool:
         """Whether something that entered or left the model was."""
-        return False in (self.inputs, self.output, self.entering)
+        return False in (self.inputs, self.handed, self.output, self.entering)
+
+    @property
+    def chain(self) -> int:
+        """How many passes one has to go back, at most, from maker to maker."""
+        return max((1 + maker.chain for maker in self.makers), default=0)
 
 
 class Passes:
@@ -109,19 +139,56 @@ class Passes:
         self._weights = weights
         self._passes: list[Pass] = []
 
-    def entered(self, args: Any, kwargs: Any, batch: str | None) -> Pass:
-        """A forward pass begins with these arguments."""
-        inputs = Leaves((args, kwargs))
-        one = Pass(batch, self._known(inputs))
+    def entered(
+        self,
+        args: Any,
+        kwargs: Any,
+        batch: str | None,
+        outputs: Outputs | None = None,
+        own: Callable[[], Fact] | None = None,
+        *,
+        remember: bool = True,
+    ) -> Pass:
+        """A forward pass begins with these arguments.
+
+        Args:
+            args: of the call.
+            kwargs: of the call.
+            batch: JSON of the user's tag.
+            outputs: of all models, where there are several.
+            own: gives whether the model's parameters are finite.
+            remember: a backward pass may follow.
+        """
+        leaves = Leaves((args, kwargs))
+        tensors = leaves.tensors
+        handed: list[torch.Tensor] = []
+        makers: list[Pass] = []
+        leaves.tensors = []
+        for tensor in tensors:
+            was_made, maker = (False, None) if outputs is None else outputs.maker(tensor)
+            (handed if was_made or tensor.grad_fn is not None else leaves.tensors).append(tensor)
+            if maker is not None and all(maker is not other for other in makers):
+                makers.append(maker)
+        one = Pass(batch, self._known(leaves), own=own)
+        if handed:
+            one.handed = self._fact(handed)
+            if one.handed is not True:
+                for maker in makers:
+                    maker.learn()
+                one.makers = tuple(maker for maker in makers if maker.chain < _MAX_CHAIN)
+        if not remember:
+            return one
         if self._capsules is not None:
-            one.capsule = self._capsules.begin(args, kwargs, inputs.tensors, inputs.unknown, self._weights)
+            one.capsule = self._capsules.begin(args, kwargs, tensors, leaves.unknown, self._weights)
         self._passes = [*self._passes[1 - _MAX_PASSES :], one]
         return one
 
-    def left(self, one: Pass, output: Any) -> None:
-        """It has ended with this output."""
+    def left(self, one: Pass, output: Any, outputs: Outputs | None = None) -> None:
+        """It has ended with this output; `outputs` of all models, where there are several."""
         leaves = Leaves(output)
         one.output = self._known(leaves)
+        if outputs is not None:
+            outputs.made(one, leaves.tensors)
         nodes: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
         for ordinal, tensor in enumerate(leaves.tensors):
             if tensor.grad_fn is not None:
@@ -286,17 +353,27 @@ def _first_bad(passes: Sequence[Pass]) -> Pass | None:
     return last if last is not None and (not last.backward or last.before) else None
 
 
+def _phase_of_makers(makers: Sequence[Pass]) -> str | None:
+    """Where it began in those that made a bad input; None where the script computed it, or changed it."""
+    bad = [maker for maker in makers if maker.output is False]
+    own = [maker.own if isinstance(maker.own, bool) else None for maker in bad]
+    phases = {_phase_of(maker, parameters) for maker, parameters in zip(bad, own, strict=True)}
+    return phases.pop() if len(phases) == 1 else None
+
+
 def _may_overflow(one: Pass) -> bool:
-    return one.scaled_loss is True and one.inputs is not False and one.output is not False
+    return one.scaled_loss is True and False not in (one.inputs, one.handed, one.output)
 
 
 def _phase_of(one: Pass, parameters: bool | None) -> str | None:
     if one.inputs is False:
         return "PHASE_INPUT"
+    if one.handed is False:
+        return _phase_of_makers(one.makers)
     if parameters is False:
         return "PHASE_PARAMETER"
     if one.output is False:
-        return "PHASE_FORWARD" if one.inputs and parameters else None
+        return "PHASE_FORWARD" if one.inputs and one.handed and parameters else None
     if one.output is None or one.entering is None:
         return None
     return "PHASE_BACKWARD" if one.entering else "PHASE_LOSS"

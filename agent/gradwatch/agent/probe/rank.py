@@ -83,7 +83,7 @@ def identify(folder: Path) -> tuple[Identity, int | None]:
     distributed = dist.is_available() and dist.is_initialized()
     rank = dist.get_rank() if distributed else 0
     incarnation = spool.new_incarnation()
-    claim = spool.try_lock(folder / spool.claim_filename(rank))
+    claim = spool.try_lock(folder / spool.claim_filename(rank if distributed else None))
     identity = Identity(
         incarnation=incarnation,
         rank=rank,

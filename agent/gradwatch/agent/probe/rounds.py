@@ -7,7 +7,6 @@ read-out that arrives rounds later, for tensors on a device. Both end in the sam
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -400,7 +399,7 @@ def _bad_among(found: dict[int, float]) -> list[BadGradient]:
 
 def _facts(moment: Moment) -> list[Fact]:
     """Of the parameters, then of each pass."""
-    return [moment.parameters(), *(fact for one in moment.passes for fact in one.facts)]
+    return [moment.parameters(), *(fact for one in moment.passes for fact in one.all_facts())]
 
 
 def _origin(flight: _Flight, values: list[float]) -> Origin:
@@ -411,5 +410,5 @@ def _origin(flight: _Flight, values: list[float]) -> Origin:
     ]
     parameters, *rest = known
     facts = iter(rest)
-    passes = [one.with_facts(*itertools.islice(facts, len(one.facts))) for one in flight.moment.passes]
+    passes = [one.read_out(facts) for one in flight.moment.passes]
     return origin_of(passes, parameters=parameters)

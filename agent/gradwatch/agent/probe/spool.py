@@ -8,6 +8,7 @@ A spool is the folder of one run on one node, named to its processes by GRADWATC
       launch-<incarnation>.000000.jsonl      what the launcher reports
       sidecar-<incarnation>.000000.jsonl     what the sidecar says of checkpoints
       rank-3.claim                           locked by the process that is rank 3
+      alone.claim                            locked by the process that trains without any group
       autoloaded                             some process imported torch with gradwatch in it
       sidecar.lock                           locked by the sidecar that ships this spool
       status.json                            the job as the collector sees it, for the launcher
@@ -65,9 +66,9 @@ def progress_filename(name: str) -> str:
     return f"{name}.progress"
 
 
-def claim_filename(rank: int) -> str:
-    """The file whose lock makes a process the only watched one of its rank."""
-    return f"rank-{rank}.claim"
+def claim_filename(rank: int | None) -> str:
+    """The file whose lock makes a process the only watched one of its rank; None for one that is alone."""
+    return "alone.claim" if rank is None else f"rank-{rank}.claim"
 
 
 def new_incarnation() -> str:

@@ -25,10 +25,12 @@ class StepClock:
 
     Attributes:
         step: attempts finished so far, which is the ordinal of the one under way.
+        attempts: begun in this process, of any optimizer.
     """
 
     def __init__(self, resume_step: int | None = None) -> None:
         self.step = self._first = resume_step or 0
+        self.attempts = 0
         self._told = resume_step is not None
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -85,6 +87,7 @@ class StepClock:
         Returns:
             Whether it is the outermost one.
         """
+        self.attempts += 1
         key = id(attempt)
         if key in self._open:
             # It did not end: an exception left it.

@@ -20,6 +20,7 @@ from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.message import nonfinite_message, reduced_message
+from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
@@ -62,6 +63,7 @@ class Watcher:
         self.settings = settings
         self.fuses = Fuses(lambda part, error: self.append("fault", {"part": part, "error": error}))
         self.arrivals = Arrivals()
+        self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
@@ -168,6 +170,11 @@ class Watcher:
         self._departed.append(model)
         if was_first and self._models:
             self.clock.follow(self._models[0].counted())
+
+    @property
+    def has_several(self) -> bool:
+        """Whether one watched model may be given what another one has made."""
+        return len(self._models) > 1
 
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
