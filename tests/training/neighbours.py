@@ -102,13 +102,15 @@ class Parts(nn.Module):
 
 
 def together(case: Case) -> None:
-    """Two models in one backward pass, each with an optimizer of its own."""
-    one, other = wrap(mlp(), bucket_cap_mb=0.0001), wrap(mlp(), bucket_cap_mb=0.0001)
+    """Two models in one backward pass, one inside of the other, each with an optimizer of its own."""
+    one = wrap(Parts(first=nn.Linear(6, 6), last=nn.Linear(3, 2)), bucket_cap_mb=0.0001)
+    other = wrap(mlp(), bucket_cap_mb=0.0001)
     optimizers = [torch.optim.SGD(ddp.parameters(), lr=0.01) for ddp in (one, other)]
     for step in range(STEPS):
         case.watched.tag(batch=case.name)
         values = values_of(case, step)
-        spoil(one(values) + other(values), case.bad(step)).pow(2).mean().backward()
+        made = one(lambda parts, values=values: parts.last(other(parts.first(values))))
+        spoil(made, case.bad(step)).pow(2).mean().backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -397,7 +399,7 @@ CHAINED = {
 }
 # name: (case, the first of rank 1's records, of rank 0's): phase, parameter, backward position
 CASES: dict[str, tuple[Callable[[Case], None], Any, Any]] = {
-    "together": (together, ("PHASE_LOSS", "2.bias"), None),
+    "together": (together, ("PHASE_LOSS", "last.bias"), None),
     "frozen": (frozen, ("PHASE_LOSS", "2.bias"), None),
     "unused": (unused, ("PHASE_BACKWARD", "rarely.bias"), None),
     "tied": (tied, ("PHASE_BACKWARD", "middle.bias"), None),
