@@ -103,7 +103,7 @@ class Parts(nn.Module):
 
 def together(case: Case) -> None:
     """Two models in one backward pass, one inside of the other, each with an optimizer of its own."""
-    one = wrap(Parts(first=nn.Linear(6, 6), last=nn.Linear(3, 2)), bucket_cap_mb=0.0001)
+    one = wrap(Parts(first=nn.Linear(6, 6), last=nn.Linear(3, 16)), bucket_cap_mb=0.0001)
     other = wrap(mlp(), bucket_cap_mb=0.0001)
     optimizers = [torch.optim.SGD(ddp.parameters(), lr=0.01) for ddp in (one, other)]
     for step in range(STEPS):
