@@ -173,6 +173,8 @@ def ranks(tmp_path_factory):
     cases = json.dumps([(SCRIPT + script, world_size) for script, world_size, _ in RANKS.values()])
     subprocess.run([sys.executable, "-c", FORK, str(folder), cases], env=env, timeout=120, check=True)
     told = {}
+    # Rank 0 of a job that comes later on this node finds its place free.
+    assert {path.name for path in folder.glob("[0-3]/*.claim")} == {"alone.claim"}
     for place, name in enumerate(RANKS):
         journals = sorted((folder / str(place)).glob("rank*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         lines = [line for path in journals for line in path.read_text().splitlines()]
