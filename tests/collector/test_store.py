@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,7 +67,8 @@ def everything(store: Store) -> State:
 def test_all_is_read_back(store: Store, path: Path):
     state = everything(store)
     assert len(state.incidents) == 2
-    assert store.load() == state
+    # Names of parameters are told again by the next attempt.
+    assert store.load() == replace(state, parameters={})
     store.close()
     again = Store.in_file(path)
     again.migrate()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.collector import schema
 from gradwatch.collector.books import NO_BOOKS, Books
+from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
+from gradwatch.collector.sentences import warn_of_growth
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -70,7 +73,7 @@ def job(state: State, name: str, books: Books = NO_BOOKS, newest: int | None = N
         overhead=overhead(ranks),
         incidents=[incident(value, books) for value in known_incidents[left_out:]],
         incidents_left_out=left_out,
-        **books.of_job(known),
+        **_with_warnings(books.of_job(known), known),
         dropped=dropped(_since(known.dropped, known.dropped_earlier), journals),
         faults=_sum(faults_of(journal) for journal in journals),
         unwatched=[
@@ -119,7 +122,7 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
         run=value.run,
         status=value.status.value,
         cause=None if verdict.cause is None else verdict.cause.value,
-        step=None if verdict.first is None else verdict.first.step,
+        step=first_step(value.evidence),
         round=value.evidence.first_round,
         last_round=value.evidence.last_round,
         first=None if verdict.first is None else _origin(verdict.first),
@@ -130,6 +133,12 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
         unknown_reasons={str(rank): reason.value for rank, reason in sorted(verdict.unknown_ranks.items())},
         contaminated_ranks=list(verdict.contaminated_ranks),
         verdict=list(verdict.sentences),
+        judgement=None if verdict.judgement is None else verdict.judgement.value,
+        likely=[
+            schema.GuessDocument(kind=guess.kind.value, because=guess.because, remedy=guess.remedy)
+            for guess in verdict.likely
+        ],
+        flight=_flight(value),
         opened_at=_time(value.opened_at),
         confirmed_at=None if value.confirmed_at is None else _time(value.confirmed_at),
         closed_at=None if value.closed_at is None else _time(value.closed_at),
@@ -257,9 +266,69 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
         backward_position=sighting.backward_position,
         bad_parameters=sighting.gradients_total,
         batch=_batch(sighting.batch),
-        operator=None,
-        source=sighting.source,
+        operator=None if sighting.operator is None else sighting.operator.name,
+        source=None if sighting.operator is None else sighting.operator.source,
+        replay=_replay(sighting),
+        look=sighting.look,
     )
+
+
+def _with_warnings(document: dict[str, Any], known: JobState) -> dict[str, Any]:
+    told = [warn_of_growth(rank, warning) for rank, warning in known.warnings]
+    return {**document, "warnings": [*document["warnings"], *told]}
+
+
+def _replay(sighting: Sighting) -> schema.ReplayDocument | None:
+    operator = sighting.operator
+    if operator is None:
+        return None
+    return schema.ReplayDocument(
+        phase=None if operator.phase is None else operator.phase.value,
+        module=operator.module,
+        module_class=operator.module_class,
+        code=operator.code,
+        inputs=[
+            schema.OperatorInputDocument(
+                dtype=one.dtype, shape=list(one.shape), min=one.min, max=one.max, nonfinite=one.nonfinite
+            )
+            for one in operator.inputs
+        ],
+        missing=list(operator.missing),
+    )
+
+
+def _flight(value: Incident) -> schema.FlightDocument | None:
+    """How it came to the first rank's sighting."""
+    first = value.verdict.first
+    flight = next(
+        (flown.flight for flown in value.evidence.flown if first is not None and flown.rank == first.rank),
+        None,
+    )
+    if flight is None:
+        return None
+    return schema.FlightDocument(
+        parameters=list(flight.parameters),
+        steps=[
+            schema.FlightStepDocument(
+                step=step.step,
+                round=step.round,
+                loss=_number(step.loss),
+                loss_scale=_number(step.loss_scale),
+                learning_rate=_number(step.learning_rate),
+                magnitude=_number(step.magnitude),
+                magnitudes=[_number(magnitude) for magnitude in step.magnitudes],
+            )
+            for step in flight.steps
+        ],
+        dtype=flight.dtype,
+    )
+
+
+def _number(value: float | None) -> float | str | None:
+    """A number as JSON has it: what is not finite in words, as protobuf's mapping writes it."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _attempts(state: State, job: JobState) -> int:

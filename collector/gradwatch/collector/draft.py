@@ -6,7 +6,18 @@ from collections import ChainMap, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gradwatch.collector.model import AttemptId, Changes, Event, JobState, Journal, Move, Sighting, Skips
+from gradwatch.collector.model import (
+    AttemptId,
+    Changes,
+    Event,
+    Flown,
+    JobState,
+    Journal,
+    Move,
+    Replayed,
+    Sighting,
+    Skips,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +34,8 @@ class News:
     sightings: list[Sighting] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
     skips: set[Skips] = field(default_factory=set)
+    replayed: list[Replayed] = field(default_factory=list)
+    flown: list[Flown] = field(default_factory=list)
     ranks: set[int] = field(default_factory=set)
 
 
@@ -48,6 +61,7 @@ class Draft:
         self.journals: ChainMap[str, Journal] = _over(state.journals)
         self.incidents: ChainMap[str, Incident] = _over(state.incidents)
         self.strays: ChainMap[str, int] = _over(state.strays)
+        self.parameters: ChainMap[tuple[AttemptId, int], tuple[str, ...]] = _over(state.parameters)
         self.news: defaultdict[AttemptId, News] = defaultdict(News)
         self.progressed: dict[str, RankState] = {}
         self.events: list[Event] = []
@@ -61,6 +75,7 @@ class Draft:
             journals=self.journals.maps[0],
             incidents=self.incidents.maps[0],
             strays=self.strays.maps[0],
+            parameters=self.parameters.maps[0],
             events=tuple(self.events),
             moves=tuple(self.moves),
         )

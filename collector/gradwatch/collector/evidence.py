@@ -14,19 +14,23 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gradwatch.collector.model import Evidence, Skips
+from gradwatch.collector.model import Evidence, Kind, Skips
 from gradwatch.collector.observations import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gradwatch.collector.model import Sighting
+    from gradwatch.collector.model import Flown, Replayed, Sighting
 
 # An incident is over after so many rounds with finite reduced gradients.
 CLEAN_ROUNDS = 10
 # Of the attempt's skipped updates; evidence remembers its own. Only a rank that reports later than
 # so many others could be taken for part of the wrong incident.
 _SKIPS = 64
+
+# Of a thousand ranks that go bad at once a few tell as much as all.
+_REPLAYED = 64
+_FLOWN = 4
 
 _PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
@@ -73,9 +77,12 @@ def is_over_before(evidence: Evidence, round_: int, step: int) -> bool:
 
 def first_step(evidence: Evidence) -> int:
     """The step of its first round."""
-    return min(
-        sighting.step for sighting in evidence.earliest.values() if sighting.round == evidence.first_round
-    )
+    return min(sighting.step for sighting in _of_first_round(evidence))
+
+
+def is_local(evidence: Evidence) -> bool:
+    """Whether some rank's own gradients were bad in the first round, or else only the reduced ones."""
+    return any(sighting.round == evidence.first_round for sighting in evidence.earliest.values())
 
 
 def clusters(sightings: Iterable[Sighting], skips: Sequence[Skips] = ()) -> tuple[Evidence, ...]:
@@ -99,6 +106,9 @@ def merge(one: Evidence, other: Evidence) -> Evidence:
             last_round=max(one.last_round, other.last_round),
             earliest=_earliest([*one.earliest.values(), *other.earliest.values()]),
             contaminated=one.contaminated | other.contaminated,
+            reduced=_first_reduced([one.reduced, other.reduced]),
+            replayed=tuple(sorted({*one.replayed, *other.replayed}, key=_order_of_replay)),
+            flown=_flown([*one.flown, *other.flown]),
             last_step=max(one.last_step, other.last_step),
             skips=max(
                 with_skips((), [skips for skips in (one.skips, other.skips) if skips is not None]),
@@ -183,7 +193,48 @@ def _of(sightings: Sequence[Sighting]) -> Evidence:
     """Evidence from sightings of one round."""
     round_ = sightings[0].round
     last_step = max(sighting.step for sighting in sightings)
-    return Evidence(round_, round_, _earliest(sightings), last_step=last_step)
+    own = [sighting for sighting in sightings if sighting.kind is not Kind.REDUCED]
+    reduced = _first_reduced([sighting for sighting in sightings if sighting.kind is Kind.REDUCED])
+    return Evidence(round_, round_, _earliest(own), last_step=last_step, reduced=reduced)
+
+
+def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:
+    """The evidence with those replays that are of its sightings."""
+    own = [one for one in replayed if evidence.first_round <= one.autopsy.round <= evidence.last_round]
+    if not own:
+        return evidence
+    known = sorted({*evidence.replayed, *own}, key=_order_of_replay)
+    return replace(evidence, replayed=tuple(known[:_REPLAYED]))
+
+
+def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
+    """The evidence with how it came to its earliest sightings."""
+    own = [
+        one
+        for one in flown
+        if one.rank in evidence.earliest and evidence.earliest[one.rank].round == one.flight.round
+    ]
+    return replace(evidence, flown=_flown([*evidence.flown, *own])) if own else evidence
+
+
+def _of_first_round(evidence: Evidence) -> list[Sighting]:
+    seen = [*evidence.earliest.values(), *([] if evidence.reduced is None else [evidence.reduced])]
+    return [sighting for sighting in seen if sighting.round == evidence.first_round]
+
+
+def _first_reduced(sightings: Iterable[Sighting | None]) -> Sighting | None:
+    known = [sighting for sighting in sightings if sighting is not None]
+    return min(known, key=lambda sighting: (sighting.round, sighting.rank), default=None)
+
+
+def _order_of_replay(one: Replayed) -> tuple[int, ...]:
+    return (one.autopsy.round, one.autopsy.of_rank, one.by_rank, one.autopsy.root)
+
+
+def _flown(flown: Iterable[Flown]) -> tuple[Flown, ...]:
+    """The first few: of a thousand ranks that went bad at once one is like the other."""
+    order = sorted(flown, key=lambda one: (one.flight.round, one.rank, one.flight.root))
+    return tuple(dict.fromkeys(order))[:_FLOWN]
 
 
 def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:

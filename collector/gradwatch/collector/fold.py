@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from gradwatch.collector import observations as obs
+from gradwatch.collector import told
 from gradwatch.collector.attribution import cause_of
 from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
@@ -84,6 +85,8 @@ def _absorb_batch(draft: Draft, batch: obs.Batch) -> None:
             drops = drops if refused is None else (*drops, refused)
             if refused is None:
                 heard = True
+            # Of checksums only those that differ are logged: see `told`.
+            if refused is None and not isinstance(record.body, obs.Checksum):
                 drops += _log(draft, journal, record, record.body)
         for reason in drops:
             draft.drop(journal.job, reason)
@@ -112,10 +115,29 @@ def _absorb_record(draft: Draft, journal: Journal, body: obs.Body) -> tuple[Jour
         journal = replace(journal, faults_recorded=counted(journal.faults_recorded, body.part))
     elif isinstance(body, obs.NonFinite) and journal.rank is not None:
         journal = replace(journal, rank=_see_nonfinite(draft, journal.rank, body))
-    elif isinstance(body, obs.Skipped) and journal.rank is not None:
-        skips = Skips(body.round, body.step, body.round, body.step)
-        draft.news[journal.rank.attempt].skips.add(skips)
+    elif journal.rank is not None:
+        _absorb_told(draft, journal.rank, body, journal.high_seq)
     return journal, None
+
+
+def _absorb_told(draft: Draft, rank: RankState, body: obs.Body, seq: int) -> None:
+    """Take in what a rank tells beside its own bad gradients."""
+    if isinstance(body, obs.Skipped):
+        draft.news[rank.attempt].skips.add(Skips(body.round, body.step, body.round, body.step))
+    elif isinstance(body, obs.Reduced):
+        told.see_reduced(draft, rank, body)
+    elif isinstance(body, obs.OptimizerState):
+        told.see_overflow(draft, rank, body)
+    elif isinstance(body, obs.Exploding):
+        told.see_growth(draft, rank, body)
+    elif isinstance(body, obs.Flight):
+        told.see_flight(draft, rank, body)
+    elif isinstance(body, obs.Autopsy):
+        told.see_autopsy(draft, rank, body)
+    elif isinstance(body, obs.ModelSeen):
+        told.see_parameters(draft, rank, body)
+    elif isinstance(body, obs.Checksum):
+        told.see_checksum(draft, rank, body, seq)
 
 
 def _absorb_opening(draft: Draft, journal: Journal, body: _Opening) -> Journal:

@@ -16,6 +16,7 @@ from gradwatch.collector.policy.checkpoints import newest_good
 from gradwatch.collector.policy.decision import Outcome
 from gradwatch.collector.policy.dossier import Dossier
 from gradwatch.collector.policy.model import Action
+from gradwatch.collector.told import EXPLODING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,7 +120,13 @@ def _incident_metrics(state: State) -> Iterator[Metric]:
         "Reports of non-finite local gradients by a rank; only ranks that ever had one.",
         labels=["training_job", "rank", "host"],
     )
+    warned = CounterMetricFamily(
+        "gradwatch_warnings",
+        "Early warnings, by kind: gradients that are finite still and grow far beyond what they usually are.",
+        labels=["training_job", "kind"],
+    )
     for job in state.jobs.values():
+        warned.add_metric([job.name, EXPLODING], job.warned.get(EXPLODING, 0))
         for cause in _CAUSES:
             nonfinite.add_metric([job.name, cause], job.nonfinite_events.get(cause, 0))
             confirmed.add_metric([job.name, cause], job.incidents_confirmed.get(cause, 0))
@@ -130,7 +137,7 @@ def _incident_metrics(state: State) -> Iterator[Metric]:
                 first_rank.add_metric([job.name], incident.verdict.first.rank)
     for (name, rank, host), count in sorted(_events_by_rank(state).items()):
         by_rank.add_metric([name, str(rank), host], count)
-    yield from (nonfinite, confirmed, open_count, first_rank, by_rank)
+    yield from (nonfinite, confirmed, open_count, first_rank, by_rank, warned)
 
 
 def _job_metrics(state: State) -> Iterator[Metric]:

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gradwatch.collector.observations import Body, DropReason, Hello, Phase, Progress, Unwatched, Value
+from gradwatch.collector.observations import (
+    Autopsy,
+    Body,
+    Checksum,
+    DropReason,
+    Exploding,
+    Flight,
+    Hello,
+    OperatorInput,
+    Phase,
+    Progress,
+    Unwatched,
+    Value,
+)
 
 
 class Cause(str, enum.Enum):
@@ -128,9 +141,67 @@ class Journal:
     faults_recorded: Mapping[str, int] = field(default_factory=dict)
 
 
+class Kind(str, enum.Enum):
+    """What a rank saw."""
+
+    GRADIENT = "gradient"  # of its own, before the reduction
+    REDUCED = "reduced"  # after the reduction, its own having been finite
+    OVERFLOW = "overflow"  # finite, and too large for the optimizer's second moment
+    REPLICA = "replica"  # parameters that are not those of the other replicas
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A finite gradient that is too large for the optimizer.
+
+    Attributes:
+        magnitude: the largest, of the gradient that the optimizer got.
+        limit: above it the second moment overflows.
+        own: the largest of this rank's own gradient, before the reduction.
+        optimizer: its class.
+        skipped: the guard kept the update from being applied.
+    """
+
+    magnitude: float
+    limit: float
+    own: float | None
+    optimizer: str
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The operator in which a rank's bad values originate.
+
+    Attributes:
+        name: such as `aten.log.default`.
+        module: path in the model.
+        source: file and line of the user's code.
+        code: that line.
+        missing: sentences that say what is not known, and why.
+    """
+
+    name: str | None
+    phase: Phase | None
+    module: str | None
+    module_class: str | None
+    source: str | None
+    code: str | None
+    inputs: tuple[OperatorInput, ...]
+    value: Value | None
+    missing: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One rank's non-finite gradient, the earliest in backward order of what was reported together."""
+    """One rank's non-finite gradient, the earliest in backward order of what was reported together.
+
+    Attributes:
+        look: which look found it.
+        kind: what was seen, if it is no gradient of the rank's own.
+        operator: in which it originates, once the micro-batch has been replayed.
+        alike_at: of a replica, the step at which it was still like the others.
+    """
 
     rank: int
     node: str
@@ -150,7 +221,33 @@ class Sighting:
     backward_position: int | None
     gradients_total: int
     batch: str | None
-    source: str
+    look: str
+    kind: Kind = Kind.GRADIENT
+    overflow: Overflow | None = None
+    operator: Operator | None = None
+    alike_at: int | None = None
+
+
+class Replayed(NamedTuple):
+    """What became of a micro-batch that a rank has replayed."""
+
+    by_rank: int
+    autopsy: Autopsy
+
+
+class Flown(NamedTuple):
+    """How it came to a rank's sighting."""
+
+    rank: int
+    flight: Flight
+
+
+class Checked(NamedTuple):
+    """A rank's checksum, and where in its journal it is."""
+
+    rank: int
+    seq: int
+    checksum: Checksum
 
 
 class Skips(NamedTuple):
@@ -176,6 +273,9 @@ class Evidence:
         earliest: by rank, its earliest sighting, for the ranks that may be origins.
         contaminated: ranks that were first bad after an update had been applied.
         skips: the newest updates of these rounds that are known to have been skipped.
+        reduced: the first round in which some rank saw bad reduced gradients, its own being finite.
+        replayed: replays of micro-batches of these rounds.
+        flown: how it came to the earliest sightings.
     """
 
     first_round: int
@@ -184,11 +284,55 @@ class Evidence:
     contaminated: frozenset[int] = frozenset()
     last_step: int = 0
     skips: Skips | None = None
+    reduced: Sighting | None = None
+    replayed: tuple[Replayed, ...] = ()
+    flown: tuple[Flown, ...] = ()
+
+
+class Judgement(str, enum.Enum):
+    """What replaying the first rank's micro-batch says of its device."""
+
+    DETERMINISTIC = "deterministic"  # it went bad on another rank too: data or software
+    ONLY_THERE = "only_there"  # it went bad again on that rank, and not on another: suspect device
+    REPEATED_THERE = "repeated_there"  # it went bad again on that rank; no other one has tried
+    TRANSIENT = "transient"  # nowhere again
+
+
+class LikelyKind(str, enum.Enum):
+    """What is likely to be behind an incident."""
+
+    BAD_DATA = "bad_data"
+    DEVICE = "device"
+    DOMAIN = "domain"
+    SATURATION = "saturation"
+    PRECISION = "precision"
+    HYPERPARAMETERS = "hyperparameters"
+    EXPLODING_GRADIENTS = "exploding_gradients"
+    INITIALISATION = "initialisation"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A likely cause.
+
+    Attributes:
+        because: the evidence, a sentence.
+        remedy: what to do about it, a sentence.
+    """
+
+    kind: LikelyKind
+    because: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Who was first, as far as it is known."""
+    """Who was first, as far as it is known.
+
+    Attributes:
+        likely: the likeliest first; empty while it is suspected only.
+    """
 
     cause: Cause | None
     first: Sighting | None
@@ -198,6 +342,8 @@ class Verdict:
     unknown_ranks: Mapping[int, UnknownReason]
     contaminated_ranks: tuple[int, ...]
     sentences: tuple[str, ...]
+    judgement: Judgement | None = None
+    likely: tuple[Guess, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +374,10 @@ class Attempt:
         step: the newest update attempt that some rank was seen in.
         skips: the newest updates that the guard skipped, in logical order.
         progress_logged: how many rows of the log say how far a rank had come.
+        replayed: replays whose sighting is not known yet.
+        checksums: of replicas, by model and round, by rank; until all ranks' are here.
+        alike_at: by model, the step at which all replicas were last alike.
+        diverged: models of which some replica differs.
     """
 
     id: AttemptId
@@ -242,6 +392,10 @@ class Attempt:
     step: int = 0
     skips: tuple[Skips, ...] = ()
     progress_logged: int = 0
+    replayed: tuple[Replayed, ...] = ()
+    checksums: tuple[Checked, ...] = ()
+    alike_at: Mapping[str, int] = field(default_factory=dict)
+    diverged: frozenset[int] = frozenset()
 
 
 class CommandState(str, enum.Enum):
@@ -293,6 +447,8 @@ class JobState:
         current: the attempt that trains now; None before a run's first hello.
         dropped_earlier: what of `dropped` was counted before this run.
         incidents_confirmed: by cause, counted when an incident is confirmed.
+        warned: by kind, how many warnings there were.
+        warnings: the newest, with the rank that gave each.
     """
 
     name: str
@@ -308,6 +464,8 @@ class JobState:
     dropped_earlier: Mapping[str, int] = field(default_factory=dict)
     nonfinite_events: Mapping[str, int] = field(default_factory=dict)
     incidents_confirmed: Mapping[str, int] = field(default_factory=dict)
+    warned: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[tuple[int, Exploding], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +474,8 @@ class State:
 
     Attributes:
         strays: drops that belong to no known job, by reason.
+        parameters: names of a model's parameters, by attempt and model. Not stored: they only name a
+            replica's parameter, and are told again in the next attempt.
     """
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
@@ -323,6 +483,7 @@ class State:
     journals: Mapping[str, Journal] = field(default_factory=dict)
     incidents: Mapping[str, Incident] = field(default_factory=dict)
     strays: Mapping[str, int] = field(default_factory=dict)
+    parameters: Mapping[tuple[AttemptId, int], tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +523,7 @@ class Changes:
     journals: Mapping[str, Journal] = field(default_factory=dict)
     incidents: Mapping[str, Incident] = field(default_factory=dict)
     strays: Mapping[str, int] = field(default_factory=dict)
+    parameters: Mapping[tuple[AttemptId, int], tuple[str, ...]] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     moves: tuple[Move, ...] = ()
 
@@ -398,6 +560,7 @@ def apply(state: State, changes: Changes) -> State:
         journals={**state.journals, **changes.journals},
         incidents={**state.incidents, **changes.incidents},
         strays={**state.strays, **changes.strays},
+        parameters={**state.parameters, **changes.parameters},
     )
 
 
@@ -409,6 +572,7 @@ def merged(one: Changes, other: Changes) -> Changes:
         journals={**one.journals, **other.journals},
         incidents={**one.incidents, **other.incidents},
         strays={**one.strays, **other.strays},
+        parameters={**one.parameters, **other.parameters},
         events=(*one.events, *other.events),
         moves=(*one.moves, *other.moves),
     )

@@ -53,7 +53,7 @@ def sighting_of(hello: Hello, body: NonFinite) -> Sighting:
         backward_position=None if earliest is None else earliest.backward_position,
         gradients_total=body.gradients_total,
         batch=body.batch,
-        source=body.source,
+        look=body.source,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.attribution import standing
+from gradwatch.collector.evidence import is_local
 from gradwatch.collector.model import UnknownReason
 from gradwatch.collector.progress import has_all_records
 from gradwatch.collector.runs import launches_ended
@@ -64,8 +65,9 @@ class Roster:
         """
         clean: list[int] = []
         unknown: dict[int, UnknownReason] = {}
+        bad = evidence.earliest if is_local(evidence) else {}
         for rank in range(self._attempt.world_size):
-            if rank in evidence.earliest:
+            if rank in bad:
                 continue
             reason = self.standing(rank, evidence.first_round, since)
             if reason is None:

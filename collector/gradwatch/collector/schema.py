@@ -12,6 +12,55 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class OperatorInputDocument(Document):
+    """A tensor or a number that went into an operator."""
+
+    dtype: str
+    shape: list[int]
+    min: float | None = Field(description="Of its finite elements.")
+    max: float | None
+    nonfinite: int = Field(description="Elements that are not finite.")
+
+
+class ReplayDocument(Document):
+    """What replaying a micro-batch told about its operator."""
+
+    phase: str | None = Field(description="The pass in which the operator ran: forward or backward.")
+    module: str | None
+    module_class: str | None
+    code: str | None
+    inputs: list[OperatorInputDocument]
+    missing: list[str] = Field(description="What is not known, and why.")
+
+
+class GuessDocument(Document):
+    """A likely cause, and what to do about it."""
+
+    kind: str
+    because: str
+    remedy: str
+
+
+class FlightStepDocument(Document):
+    """One of the steps that led to an incident. Magnitudes are the largest of the local gradients."""
+
+    step: int
+    round: int
+    loss: float | str | None
+    loss_scale: float | str | None
+    learning_rate: float | str | None
+    magnitude: float | str | None
+    magnitudes: list[float | str | None] = Field(description="By parameter.")
+
+
+class FlightDocument(Document):
+    """How it came to an incident, on its first rank."""
+
+    parameters: list[str]
+    steps: list[FlightStepDocument] = Field(description="Oldest first; the bad round is the last.")
+    dtype: str
+
+
 class OriginDocument(Document):
     """One rank's first non-finite gradient."""
 
@@ -33,8 +82,10 @@ class OriginDocument(Document):
     backward_position: int | None = Field(description="0 is the gradient that arrives first.")
     bad_parameters: int = Field(description="Parameters of the same bucket whose gradients were not finite.")
     batch: Any = Field(description="The values given to tag(batch=...).")
-    operator: str | None
-    source: str
+    operator: str | None = Field(description="In which it originates, found by replaying the micro-batch.")
+    source: str | None = Field(description="File and line of the user's code that called the operator.")
+    replay: ReplayDocument | None
+    look: str = Field(description="Which look found it.")
 
 
 class IncidentDocument(Document):
@@ -58,6 +109,9 @@ class IncidentDocument(Document):
     unknown_reasons: dict[str, str] = Field(description="By unknown rank, why.")
     contaminated_ranks: list[int] = Field(description="Ranks that were first bad after an update.")
     verdict: list[str] = Field(description="The same, in sentences.")
+    judgement: str | None = Field(description="What replays say of the first rank's device.")
+    likely: list[GuessDocument] = Field(description="What is likely to be behind it, the likeliest first.")
+    flight: FlightDocument | None
     opened_at: datetime
     confirmed_at: datetime | None
     closed_at: datetime | None

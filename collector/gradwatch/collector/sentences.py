@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
-from gradwatch.collector.model import UnknownReason
+from gradwatch.collector.model import LikelyKind, UnknownReason
 from gradwatch.collector.observations import Phase, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gradwatch.collector.model import Evidence, Sighting
+    from gradwatch.collector.model import Evidence, Guess, Sighting
+    from gradwatch.collector.observations import Exploding
 
 # More ranks than this are counted, not listed.
 _LISTED = 8
@@ -28,6 +29,26 @@ _PHASES = {
     Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not.",
     Phase.LOSS: "What its forward pass gave was finite, and the gradient of the loss was not.",
     Phase.BACKWARD: "The gradient of the loss was finite, and went bad on its way back through the model.",
+}
+
+# Before the operator that made it is named.
+_FINITE_BEFORE = {
+    Phase.INPUT: "Its batch was not finite; ",
+    Phase.PARAMETER: "Its weights were not finite; ",
+    Phase.FORWARD: "Its batch and its weights were finite; ",
+    Phase.LOSS: "What its forward pass gave was finite; ",
+    Phase.BACKWARD: "The gradient of the loss was finite; ",
+}
+
+_LIKELY = {
+    LikelyKind.BAD_DATA: "bad data",
+    LikelyKind.DEVICE: "a device",
+    LikelyKind.DOMAIN: "arithmetic at the edge of its domain",
+    LikelyKind.SATURATION: "saturation",
+    LikelyKind.PRECISION: "precision",
+    LikelyKind.HYPERPARAMETERS: "hyperparameters",
+    LikelyKind.EXPLODING_GRADIENTS: "exploding gradients",
+    LikelyKind.INITIALISATION: "bad initialisation",
 }
 
 _WEIGHTS_OF_ALL = "All ranks were bad at once, since all have the same weights."
@@ -57,6 +78,9 @@ def explain(
     clean: Sequence[int],
     unknown: Mapping[int, UnknownReason],
     contaminated: Sequence[int],
+    *,
+    received: Sequence[int] = (),
+    guesses: Sequence[Guess] = (),
 ) -> tuple[str, ...]:
     """Say who was first, who was clean, and what is not known.
 
@@ -66,10 +90,15 @@ def explain(
         clean: ranks that were clean in the first round.
         unknown: ranks of which that is not known, and why.
         contaminated: ranks that were first bad after an update.
+        received: ranks that a collective of the forward pass had made bad.
+        guesses: what is likely to be behind it.
     """
-    sentences = [_first(origins, tie)]
-    if origins[0].phase is not None:
-        sentences.append(_PHASES[origins[0].phase])
+    sentences = [_first(origins, tie), *_what(origins[0])]
+    if received:
+        sentences.append(
+            f"{_ranks(received)} {_were(received)} bad in the same round, and got it from there: a "
+            "collective of the forward pass had spread it before there were gradients."
+        )
     if len(origins) > 1:
         others = [origin.rank for origin in origins[1:]]
         sentences.append(f"{_ranks(others)} {_were(others)} bad before any update was applied too.")
@@ -82,15 +111,141 @@ def explain(
             else "."
         )
         sentences.append(f"{_ranks(clean)} {_were(clean)} clean in that round{tail}")
+    sentences += _of_unknown(unknown)
+    told = [guess for guess in guesses if guess.kind is not LikelyKind.UNKNOWN or guess.remedy]
+    if told:
+        sentences.append(_likely(told[0]))
+    elif not unknown and not received:
+        sentences += _where_to_look(origins, clean)
+    return tuple(sentences)
+
+
+def explain_reduction(
+    evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]
+) -> tuple[str, ...]:
+    """Say that only what the reduction gave was bad."""
+    reduced = evidence.reduced
+    what = "the gradients" if reduced is None or reduced.parameter is None else reduced.parameter
+    when = f"at step {first_step(evidence)} (round {evidence.first_round})"
+    if unknown:
+        return (
+            f"The reduced gradient of {what} was not finite {when}; who made it is not known.",
+            f"The own gradients of {_ranks(clean, lower=True)} were finite."
+            if clean
+            else "No rank has said more.",
+            *_of_unknown(unknown),
+        )
+    return (
+        f"Every rank's own gradients were finite {when}, and their reduction was not: {what} is the first.",
+        "So no rank made it: their sum was more than the dtype can hold, or it was damaged on its way.",
+        "Reduce in fp32, or with smaller values; if they were small, test the links between the nodes.",
+    )
+
+
+def explain_overflow(
+    seen: Sighting, origins: Sequence[Sighting], step: int, unknown: Mapping[int, UnknownReason]
+) -> tuple[str, ...]:
+    """Say that a finite gradient was too large for the optimizer."""
+    overflow = seen.overflow
+    if overflow is None:
+        return ()
+    first = (
+        f"The gradient of {seen.parameter} came to {overflow.magnitude:.3g} at step {step} "
+        f"(round {seen.round}): finite, and its square more than the second moment of {overflow.optimizer} "
+        f"can hold (limit {overflow.limit:.3g})."
+    )
+    sentences = [first]
+    if origins:
+        ranks = [origin.rank for origin in origins]
+        most = origins[0].overflow
+        share = "" if most is None or most.own is None else f", {most.own:.3g} before the reduction"
+        whose = f"{_ranks(ranks)} on node {origins[0].node}" if len(ranks) == 1 else _ranks(ranks)
+        sentences.append(f"{whose} had the largest share in it{share}.")
+    sentences.append(
+        "The guard skipped the update, so the optimizer's state was not touched."
+        if overflow.skipped
+        else "With that state the parameter will never move again, without any NaN to show it: go back to a "
+        "checkpoint from before that step."
+    )
+    sentences.append("Clip the gradients, and look at what that batch does to the loss.")
+    return (*sentences, *_of_unknown(unknown))
+
+
+def explain_replicas(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple[str, ...]:
+    """Say whose parameters are not those of the others."""
+    first = origins[0]
+    ranks = [origin.rank for origin in origins]
+    what = "more than one parameter" if first.parameter is None else first.parameter
+    since = (
+        "No earlier check is known of."
+        if first.alike_at is None
+        else f"At step {first.alike_at} all had still been alike."
+    )
+    if not clean:
+        differ = (
+            f"{_ranks(ranks)} do not have the same parameters at step {first.step} (round {first.round}): "
+            f"{what} differs, and it cannot be told whose is right."
+        )
+        return (
+            differ,
+            since,
+            "Go back to a checkpoint from before that, and test the memory of these ranks' devices.",
+        )
+    who = f"{_ranks(ranks)} on node {first.node}" if len(ranks) == 1 else _ranks(ranks)
+    have = "has" if len(ranks) == 1 else "have"
+    apart = (
+        f"{who} {have} drifted apart: at step {first.step} (round {first.round}) {what} is not what it is on "
+        f"{_ranks(clean, lower=True)}."
+    )
+    remedy = (
+        "Replicas get the same updates, so a device or its memory is suspect: test it, and go back to a "
+        "checkpoint from before that."
+    )
+    return (apart, since, remedy)
+
+
+def warn_of_growth(rank: int, warning: Exploding) -> str:
+    """Say that a gradient grows."""
+    return (
+        f"Rank {rank}: the gradient of {warning.parameter} has grown to {warning.magnitude:.3g} at step "
+        f"{warning.step}, from {warning.usual:.3g} as usual; if it goes on, it will overflow."
+    )
+
+
+def _what(first: Sighting) -> tuple[str, ...]:
+    """What kind of fault it was, and which operator made it."""
+    operator = first.operator
+    if operator is None or operator.name is None:
+        return () if first.phase is None else (_PHASES[first.phase],)
+    where = f" in {operator.module}" if operator.module else ""
+    line = "" if operator.source is None else f", called from {operator.source}"
+    code = "" if operator.code is None else f" ({operator.code:.80})"
+    ranges = [
+        f"{one.min:.3g} to {one.max:.3g}"
+        for one in operator.inputs
+        if one.min is not None and one.max is not None
+    ]
+    inputs = f" Its input ranged from {' and '.join(ranges)}." if ranges else ""
+    pass_ = "backward" if operator.phase is Phase.BACKWARD else "forward"
+    before = "" if first.phase is None else _FINITE_BEFORE[first.phase]
+    return (f"{before}{operator.name}{where} made it in the {pass_} pass{line}{code}.{inputs}",)
+
+
+def _likely(guess: Guess) -> str:
+    if guess.kind is LikelyKind.UNKNOWN:
+        return f"{guess.because[:1].upper()}{guess.because[1:]}. {guess.remedy}"
+    return f"Likely {_LIKELY[guess.kind]}: {guess.because}. {guess.remedy}"
+
+
+def _of_unknown(unknown: Mapping[int, UnknownReason]) -> list[str]:
     by_reason: dict[UnknownReason, list[int]] = {}
     for rank, reason in sorted(unknown.items()):
         by_reason.setdefault(reason, []).append(rank)
+    sentences = []
     for reason, ranks in by_reason.items():
         verb = "is unknown:" if len(ranks) == 1 else "are unknown; of each,"
         sentences.append(f"{_ranks(ranks)} {verb} {_UNKNOWN[reason]}.")
-    if not unknown:
-        sentences += _where_to_look(origins, clean)
-    return tuple(sentences)
+    return sentences
 
 
 def _where_to_look(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple[str, ...]:

@@ -19,8 +19,22 @@ from gradwatch.collector.roster import Roster, is_rolled_back
 from gradwatch.collector.runs import is_over
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradwatch.collector.draft import Draft
-    from gradwatch.collector.model import Attempt, AttemptId, Evidence, Incident, JobState, Skips, Verdict
+    from gradwatch.collector.model import (
+        Attempt,
+        AttemptId,
+        Evidence,
+        Incident,
+        JobState,
+        Replayed,
+        Skips,
+        Verdict,
+    )
+
+# Replays may arrive before what they are of: another rank's journal has them.
+_REPLAYED = 16
 
 
 def settle(draft: Draft, job_name: str) -> None:
@@ -55,7 +69,7 @@ def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidenc
     """
     attempt = draft.attempts[attempt_id]
     evidence = {id_: draft.incidents[id_].evidence for id_ in attempt.incidents}
-    if not (news.sightings or news.stretches or news.skips):
+    if not (news.sightings or news.stretches or news.skips or news.replayed or news.flown):
         return evidence
     skips = ev.with_skips(attempt.skips, news.skips)
     new_skips = [run for run in skips if run not in attempt.skips]
@@ -73,9 +87,17 @@ def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidenc
         earliest, *rest = ev.gather([evidence[open_.id], *pending], skips)
         evidence[open_.id] = earliest
         pending = tuple(rest)
-    if (pending, skips) != (attempt.pending, attempt.skips):
-        draft.attempts[attempt_id] = replace(attempt, pending=pending, skips=skips)
+    replayed = (*attempt.replayed, *news.replayed)
+    evidence = {id_: _with_told(known, replayed, news) for id_, known in evidence.items()}
+    pending = tuple(_with_told(part, replayed, news) for part in pending)
+    replayed = replayed[-_REPLAYED:]
+    if (pending, skips, replayed) != (attempt.pending, attempt.skips, attempt.replayed):
+        draft.attempts[attempt_id] = replace(attempt, pending=pending, skips=skips, replayed=replayed)
     return evidence
+
+
+def _with_told(evidence: Evidence, replayed: Sequence[Replayed], news: News) -> Evidence:
+    return ev.with_flown(ev.with_replayed(evidence, replayed), news.flown)
 
 
 def _distribute(
@@ -141,7 +163,11 @@ def _verdict(roster: Roster, evidence: Evidence, incident: Incident, heard: set[
 
 def _same_question(one: Evidence, other: Evidence) -> bool:
     """Whether the same ranks are to be sorted out, as seen from the same round."""
-    return one.first_round == other.first_round and one.earliest.keys() == other.earliest.keys()
+    return (
+        one.first_round == other.first_round
+        and one.earliest.keys() == other.earliest.keys()
+        and ev.is_local(one) == ev.is_local(other)
+    )
 
 
 # ---------------------------------------------------------------- transitions

@@ -28,7 +28,7 @@ ALLOWED = {
     "typing",
     "yaml",
 }
-OURS = {"recovery", "model", "observations", "errors", "fold", "schema", "policy"}
+OURS = {"recovery", "model", "observations", "errors", "evidence", "fold", "schema", "policy"}
 
 
 def imported(module: Path) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import Cause, Status
 from gradwatch.collector.policy.dossier import bad_steps_in_a_row, past_of
 from gradwatch.collector.policy.model import Action, Reflex
@@ -110,13 +111,12 @@ def facts_of(state: State, dossier: Dossier, policy: Policy, incident: Incident)
     cause = incident.verdict.cause
     why = "it has no first rank" if cause is None else f"the cause {cause.value} has no first rank"
     nobody = Unknown(why)
-    earliest = incident.evidence.earliest.values()
     bad_steps = bad_steps_in_a_row(dossier, state, incident.attempt)
     return Facts(
         cause=Unknown("what caused it is not known") if cause is None else cause,
         phase=nobody if first is None else _said(first.phase, "where it began on the first rank"),
         value=nobody if first is None else _said(first.value, "which value it was"),
-        step=min((one.step for one in earliest), default=Unknown("the first bad step is not known")),
+        step=first_step(incident.evidence),
         rank=nobody if first is None else first.rank,
         node=nobody if first is None else _said(first.node or None, "the first rank's node"),
         parameter=nobody if first is None else _said(first.parameter, "the first bad parameter"),
@@ -155,8 +155,7 @@ def _earlier(state: State, dossier: Dossier, incident: Incident) -> Iterator[Pas
             if id_ in ignored or other.status is Status.SUSPECTED:
                 continue
             first = other.verdict.first
-            steps = [one.step for one in other.evidence.earliest.values()]
-            yield Past(None if first is None else first.rank, min(steps, default=None))
+            yield Past(None if first is None else first.rank, first_step(other.evidence))
 
 
 def _near(one: int | None, other: Known[int], steps: int) -> bool:

@@ -1,0 +1,252 @@
+"""What is likely to be behind an incident, and what to do about it: a ranked guess with its reason. Pure.
+
+Each rule looks at one kind of evidence, and gives nothing when it has none: better "unknown" than a guess
+out of the blue.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradwatch.collector.model import Cause, Guess, Judgement, LikelyKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradwatch.collector.model import Operator, Sighting
+    from gradwatch.collector.observations import Flight, FlightStep
+
+# Growth by this factor within the recorder's memory is no noise.
+_GROWTH = 100.0
+# A value above this part of the dtype's maximum has no room left.
+_NEAR_MAXIMUM = 1e-2
+# A learning rate that has become so many times as large.
+_RAISED = 1.5
+_FIRST_STEPS = 5
+
+# By the operator's name without namespace and overload: what it takes, in words, and below which edge it
+# fails. Backward passes divide: that of sqrt by the root, that of log and of norms by their input.
+_POSITIVE = {
+    "log",
+    "log2",
+    "log10",
+    "rsqrt",
+    "reciprocal",
+    "div",
+    "true_divide",
+    "pow",
+    "norm",
+    "linalg_vector_norm",
+}
+_NOT_NEGATIVE = {"sqrt"}
+_UNIT = {"acos", "asin", "atanh", "acosh", "log1p", "logit", "erfinv"}
+_DOMAIN = _POSITIVE | _NOT_NEGATIVE | _UNIT
+_EXPONENTIAL = {"exp", "exp2", "expm1", "sinh", "cosh", "softplus"}
+_NORMALISING = {
+    "_softmax",
+    "softmax",
+    "_log_softmax",
+    "log_softmax",
+    "_safe_softmax",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "native_layer_norm",
+    "native_batch_norm",
+    "native_group_norm",
+    "_native_batch_norm_legit",
+    "var",
+    "var_mean",
+    "std",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of an incident.
+
+    Attributes:
+        all_at_once: every rank was bad in the first round.
+        alone: only the first was, and that is known of the others.
+        flight: of the first rank.
+    """
+
+    cause: Cause | None
+    first: Sighting
+    all_at_once: bool
+    alone: bool
+    judgement: Judgement | None
+    flight: Flight | None
+
+
+def likely(case: Case) -> tuple[Guess, ...]:
+    """The guesses that there is evidence for, the likeliest first; one that says so if there is none."""
+    rules = (_data, _device, _domain, _saturation, _hyperparameters, _precision, _growth, _beginning)
+    guesses = [guess for rule in rules if (guess := rule(case)) is not None]
+    return tuple(guesses) or (_unknown(case),)
+
+
+def _data(case: Case) -> Guess | None:
+    if case.cause is not Cause.INPUT:
+        return None
+    samples = "" if case.first.batch is None else f" (tagged {case.first.batch:.80})"
+    return Guess(
+        LikelyKind.BAD_DATA,
+        "the batch held non-finite numbers before the model saw it",
+        f"Check that batch{samples} in the data pipeline, and refuse samples that are not finite.",
+    )
+
+
+def _device(case: Case) -> Guess | None:
+    first = case.first
+    where = f"{first.device_id or first.device} of node {first.node}"
+    if case.judgement is Judgement.ONLY_THERE:
+        return Guess(
+            LikelyKind.DEVICE,
+            f"replayed on rank {first.rank} it went bad again, and on another rank it did not",
+            f"Take {where} out of the job and test its memory and arithmetic.",
+        )
+    if case.judgement is Judgement.TRANSIENT:
+        return Guess(
+            LikelyKind.DEVICE,
+            "replayed with the same weights, inputs and random numbers it stayed finite, so it was no fault "
+            "of the data or the code",
+            f"Watch whether {where} does it again; if it does, take it out.",
+        )
+    if case.cause is Cause.PARAMETER and case.alone:
+        return Guess(
+            LikelyKind.DEVICE,
+            f"all ranks have the same weights, and only those of rank {first.rank} were bad",
+            f"Test the memory of {where}, and go back to a good checkpoint.",
+        )
+    return None
+
+
+def _domain(case: Case) -> Guess | None:
+    operator, name = _operator(case)
+    if operator is None or not (name in _DOMAIN or name.removesuffix("_backward") in _DOMAIN):
+        return None
+    ranges = [
+        f"{one.min:.3g} to {one.max:.3g}"
+        for one in operator.inputs
+        if one.min is not None and one.max is not None
+    ]
+    got = f" got values from {' and '.join(ranges)}" if ranges else " got a value outside of what it can take"
+    return Guess(
+        LikelyKind.DOMAIN,
+        f"{operator.name}{got}, at the edge of what it is defined for",
+        "Keep its input away from that edge: add a small epsilon or clamp it.",
+    )
+
+
+def _saturation(case: Case) -> Guess | None:
+    operator, name = _operator(case)
+    if operator is None:
+        return None
+    if name.removesuffix("_data").removesuffix("_backward") in _NORMALISING:
+        masked = any(one.nonfinite for one in operator.inputs)
+        why = "was given rows that are masked as a whole" if masked else "had no spread left to normalise by"
+        remedy = (
+            "See to it that every row keeps at least one position that is not masked."
+            if masked
+            else "Raise its epsilon, or find out why its input is constant."
+        )
+        return Guess(LikelyKind.SATURATION, f"{operator.name} {why}", remedy)
+    if name in _EXPONENTIAL:
+        top = max((one.max for one in operator.inputs if one.max is not None), default=None)
+        got = "" if top is None else f" of {top:.3g}"
+        return Guess(
+            LikelyKind.SATURATION,
+            f"{operator.name}{got} is more than {case.first.dtype or 'its dtype'} can hold",
+            "Bound its input, or use the form that works on logarithms.",
+        )
+    return None
+
+
+def _hyperparameters(case: Case) -> Guess | None:
+    steps = _finite_steps(case)
+    rates = [step.learning_rate for step in steps if step.learning_rate is not None]
+    if not case.all_at_once or len(rates) < 2:  # noqa: PLR2004 - a change needs two
+        return None
+    lowest = min(rates)
+    if lowest <= 0 or rates[-1] < lowest * _RAISED:
+        return None
+    return Guess(
+        LikelyKind.HYPERPARAMETERS,
+        f"all ranks went bad at once after the learning rate had gone from {lowest:.3g} to {rates[-1]:.3g}",
+        "Lower the learning rate, or warm it up more slowly.",
+    )
+
+
+def _precision(case: Case) -> Guess | None:
+    flight, steps = case.flight, _finite_steps(case)
+    if flight is None or not steps or flight.dtype not in {"float16", "bfloat16"}:
+        return None
+    top = max((step.magnitude for step in steps if step.magnitude is not None), default=0.0)
+    if top < flight.dtype_max * _NEAR_MAXIMUM:
+        return None
+    return Guess(
+        LikelyKind.PRECISION,
+        f"gradients had come to {top:.3g}, and {flight.dtype} ends at {flight.dtype_max:.3g}",
+        "Compute that part in fp32, or lower the loss scale.",
+    )
+
+
+def _growth(case: Case) -> Guess | None:
+    steps = _finite_steps(case)
+    magnitudes = [step.magnitude for step in steps if step.magnitude]
+    if len(magnitudes) < 4:  # noqa: PLR2004 - fewer are no course
+        return None
+    usual, last = statistics.median(magnitudes[: len(magnitudes) // 2]), magnitudes[-1]
+    if last < usual * _GROWTH:
+        return None
+    return Guess(
+        LikelyKind.EXPLODING_GRADIENTS,
+        f"its largest gradient had grown from {usual:.3g} to {last:.3g} within {len(magnitudes)} steps",
+        "Clip the gradients, or lower the learning rate.",
+    )
+
+
+def _beginning(case: Case) -> Guess | None:
+    if case.first.step >= _FIRST_STEPS or case.cause not in {Cause.FORWARD, Cause.LOSS, Cause.BACKWARD}:
+        return None
+    if not case.all_at_once:
+        return None
+    return Guess(
+        LikelyKind.INITIALISATION,
+        f"all ranks went bad at step {case.first.step}, before anything was learned",
+        "Check how the weights are initialised and the inputs are scaled.",
+    )
+
+
+def _unknown(case: Case) -> Guess:
+    if case.judgement in {Judgement.DETERMINISTIC, Judgement.REPEATED_THERE}:
+        other = " on another rank too" if case.judgement is Judgement.DETERMINISTIC else ""
+        return Guess(
+            LikelyKind.UNKNOWN,
+            f"replayed, it went bad again{other}, so it is the data or the code that makes it",
+            "Run that batch through the model by itself.",
+        )
+    return Guess(LikelyKind.UNKNOWN, "there is no evidence for any one cause", "")
+
+
+def _operator(case: Case) -> tuple[Operator | None, str]:
+    """The operator in which it began, and its bare name."""
+    operator = case.first.operator
+    if operator is None or operator.name is None:
+        return None, ""
+    parts = operator.name.split(".")
+    bare = parts[1] if len(parts) > 1 else parts[0]
+    return operator, bare.rstrip("_")
+
+
+def _finite_steps(case: Case) -> Sequence[FlightStep]:
+    """The steps before the bad one, as far as their gradients were finite."""
+    if case.flight is None:
+        return ()
+    return [
+        step
+        for step in case.flight.steps
+        if step.round < case.flight.round and (step.magnitude is None or math.isfinite(step.magnitude))
+    ]

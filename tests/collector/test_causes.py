@@ -1,0 +1,405 @@
+"""Causes that no rank's own gradients show: histories, and the verdict each must give."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+
+from gradwatch.collector import document
+from gradwatch.collector import observations as obs
+from gradwatch.collector.model import Cause, Judgement, LikelyKind, Status, UnknownReason
+from gradwatch.collector.replicas import differing, odd_ones
+from tests.collector.history import (
+    NOW,
+    Told,
+    batch,
+    gradient,
+    hello,
+    launch_ended,
+    nonfinite,
+    progress,
+    report,
+)
+
+
+def reduced(round_: int, *gradients: obs.BadGradient, **changes: object) -> obs.Reduced:
+    known = obs.Reduced(0, round_, round_, gradients or (gradient(position=None),), len(gradients) or 1)
+    return replace(known, **changes)
+
+
+def overflow(round_: int, own: float | None, *, skipped: bool = False) -> obs.OptimizerState:
+    return obs.OptimizerState(
+        root=0,
+        round=round_,
+        step=round_,
+        parameter="a.weight",
+        module="a",
+        module_class="Linear",
+        dtype="float32",
+        numel=10,
+        magnitude=1e30,
+        limit=5.8e20,
+        local_magnitude=own,
+        parameters_total=1,
+        optimizer="AdamW",
+        skipped=skipped,
+        batch=None,
+    )
+
+
+def autopsy(of_rank: int, round_: int, replay: obs.Replay, **changes: object) -> obs.Autopsy:
+    known = obs.Autopsy(
+        root=0,
+        round=round_,
+        step=round_,
+        microbatch=0,
+        of_rank=of_rank,
+        replay=replay,
+        reason="",
+        phase=obs.Phase.FORWARD,
+        operator="aten.log.default",
+        module="head",
+        module_class="Head",
+        source="train.py:42",
+        code="return p.log()",
+        inputs=(obs.OperatorInput("float32", (4, 3), 0.0, 3.25, 0),),
+        value=obs.Value.NEGATIVE_INFINITY,
+        missing=(),
+        seconds=0.1,
+        nbytes=100,
+    )
+    return replace(known, **changes)
+
+
+def checksum(round_: int, *sums: int, step: int | None = None) -> obs.Checksum:
+    return obs.Checksum(0, round_, round_ if step is None else step, 4, sums)
+
+
+def model(*names: str) -> obs.ModelSeen:
+    parameters = tuple(
+        obs.Parameter(name, name.rpartition(".")[0], "Linear", (2,), "float32") for name in names
+    )
+    return obs.ModelSeen(0, "Net", "DistributedDataParallel", 2, 8, parameters)
+
+
+def told_of(rank: int, round_: int, *bodies: obs.Body, **changes: object) -> list[obs.Batch | obs.Progress]:
+    """A rank's records, and its progress after the round."""
+    bad = len({body.round for body in bodies if isinstance(body, obs.NonFinite)})
+    known = {"bad_rounds": bad, "last_bad_round": round_} | changes
+    parts: list[obs.Batch | obs.Progress] = [batch(f"r{rank}", 1, *bodies)] if bodies else []
+    return [*parts, progress(f"r{rank}", round_ + 1, 1 + len(bodies), **known)]
+
+
+# ---------------------------------------------------------------- the reduction
+
+
+def test_a_sum_that_no_rank_made_bad_is_the_reductions():
+    told = Told().hellos(3)
+    for rank in range(3):
+        told.tell(*told_of(rank, 7, reduced(7, gradient("head.weight", None))))
+    incident = told.incident
+    assert incident.status is Status.CONFIRMED
+    assert (incident.verdict.cause, incident.verdict.first, incident.verdict.origins) == (
+        Cause.REDUCTION,
+        None,
+        (),
+    )
+    assert incident.verdict.clean_ranks == (0, 1, 2)
+    assert incident.verdict.sentences[0] == (
+        "Every rank's own gradients were finite at step 7 (round 7), and their reduction was not: head.weight "
+        "is the first."
+    )
+    assert document.incident(incident).step == 7
+
+
+def test_what_the_other_ranks_see_of_one_ranks_nan_changes_nothing():
+    told = Told().hellos(3)
+    told.tell(*told_of(0, 7, reduced(7)))
+    told.tell(*told_of(2, 8, nonfinite(7), nonfinite(8)))
+    told.tell(*told_of(1, 7, reduced(7)))
+    verdict = told.incident.verdict
+    assert (verdict.first.rank, verdict.clean_ranks, verdict.cause) == (2, (0, 1), None)
+
+
+def test_what_follows_a_bad_reduction_is_contaminated():
+    told = Told().hellos(2)
+    told.tell(*told_of(0, 8, reduced(7), nonfinite(8)), *told_of(1, 8, reduced(7), nonfinite(8)))
+    verdict = told.incident.verdict
+    assert (verdict.cause, verdict.first, verdict.contaminated_ranks) == (Cause.REDUCTION, None, (0, 1))
+
+
+def test_a_rank_that_is_not_known_of_may_have_made_it():
+    told = Told().hellos(2)
+    told.tell(*told_of(0, 7, reduced(7)), progress("r1", 5, 1, ended=True))
+    verdict = told.incident.verdict
+    assert (verdict.cause, verdict.first) == (None, None)
+    assert verdict.unknown_ranks == {1: UnknownReason.PROCESS_ENDED}
+    assert "not known" in verdict.sentences[0]
+
+
+def test_a_scaled_sum_that_overflows_is_the_scalers():
+    told = Told().hellos(2)
+    for rank in range(2):
+        told.tell(*told_of(rank, 7, reduced(7, loss_scale_overflow=True)))
+    assert told.incidents == []
+    assert told.job.nonfinite_events == {"loss_scale": 2}
+
+
+# ---------------------------------------------------------------- the optimizer's state
+
+
+def test_who_had_the_largest_share_in_a_gradient_that_is_too_large():
+    told = Told().hellos(3)
+    for rank, own in enumerate([1.0, 3e30, 2.0]):
+        told.tell(*told_of(rank, 4, overflow(4, own), last_bad_round=None))
+    verdict = told.incident.verdict
+    assert (verdict.cause, verdict.first.rank, verdict.tie) == (Cause.OPTIMIZER_STATE, 1, False)
+    assert (verdict.first.parameter, verdict.first.value, verdict.clean_ranks) == ("a.weight", None, (0, 2))
+    assert "never move again" in " ".join(verdict.sentences)
+
+
+def test_an_update_that_was_skipped_has_done_no_harm():
+    told = Told().hellos(1)
+    told.tell(*told_of(0, 4, overflow(4, 3e30, skipped=True), last_bad_round=None))
+    assert "The guard skipped the update" in " ".join(told.incident.verdict.sentences)
+
+
+# ---------------------------------------------------------------- replays
+
+
+def bad_on(rank: int, *more: obs.Body, world_size: int = 3) -> Told:
+    told = Told().hellos(world_size)
+    told.tell(*told_of(rank, 5, nonfinite(5, phase=obs.Phase.FORWARD), *more))
+    for other in range(world_size):
+        if other != rank:
+            told.tell(*told_of(other, 5, reduced(5)))
+    return told
+
+
+def test_the_operator_is_named_with_its_line_and_inputs():
+    told = bad_on(1, autopsy(1, 5, obs.Replay.REPRODUCED))
+    described = document.incident(told.incident)
+    assert (described.first.operator, described.first.source) == ("aten.log.default", "train.py:42")
+    assert described.first.replay.module == "head"
+    assert (
+        "Its batch and its weights were finite; aten.log.default in head made it in the forward pass, called "
+        "from train.py:42 (return p.log()). Its input ranged from 0 to 3.25."
+    ) in described.verdict
+    assert described.likely[0].kind == "domain"
+    assert len(described.verdict) <= 4
+
+
+JUDGED = [
+    # It goes bad on another rank too.
+    ([(1, obs.Replay.REPRODUCED), (0, obs.Replay.REPRODUCED)], Judgement.DETERMINISTIC),
+    # Only there.
+    ([(1, obs.Replay.REPRODUCED), (0, obs.Replay.FINITE)], Judgement.ONLY_THERE),
+    # Nobody else has tried.
+    ([(1, obs.Replay.REPRODUCED)], Judgement.REPEATED_THERE),
+    # Nowhere.
+    ([(1, obs.Replay.FINITE), (0, obs.Replay.FINITE)], Judgement.TRANSIENT),
+    ([(1, obs.Replay.NOT_DONE)], None),
+    ([], None),
+]
+
+
+@pytest.mark.parametrize(("replays", "judgement"), JUDGED)
+def test_where_it_goes_bad_again_judges_the_device(replays, judgement):
+    told = bad_on(1)
+    for by_rank, replay in replays:
+        told.tell(batch(f"r{by_rank}", 2, autopsy(1, 5, replay)))
+    assert told.incident.verdict.judgement is judgement
+
+
+def test_a_device_is_suspected_when_it_alone_repeats_the_fault():
+    told = bad_on(1)
+    plain = {"operator": None, "phase": None, "inputs": ()}
+    told.tell(batch("r1", 2, autopsy(1, 5, obs.Replay.REPRODUCED, **plain)))
+    told.tell(batch("r0", 2, autopsy(1, 5, obs.Replay.FINITE, **plain)))
+    assert told.incident.verdict.likely[0].kind is LikelyKind.DEVICE
+    assert "Likely a device" in told.incident.verdict.sentences[-1]
+
+
+def test_ranks_that_a_collective_had_made_bad_are_no_origins():
+    told = Told().hellos(3)
+    for rank in range(3):
+        replay = obs.Replay.REPRODUCED if rank == 2 else obs.Replay.RECEIVED
+        told.tell(*told_of(rank, 5, nonfinite(5, phase=obs.Phase.FORWARD), autopsy(rank, 5, replay)))
+    verdict = told.incident.verdict
+    assert ([origin.rank for origin in verdict.origins], verdict.tie) == ([2], False)
+    assert verdict.contaminated_ranks == (0, 1)
+    assert "a collective of the forward pass had spread it" in verdict.sentences[2]
+
+
+def test_a_replay_may_be_told_before_what_it_is_of():
+    told = Told().hellos(2)
+    told.tell(*told_of(0, 5, reduced(5), autopsy(1, 5, obs.Replay.REPRODUCED)))
+    told.tell(*told_of(1, 5, nonfinite(5, phase=obs.Phase.FORWARD), autopsy(1, 5, obs.Replay.REPRODUCED)))
+    assert told.incident.verdict.judgement is Judgement.DETERMINISTIC
+
+
+# ---------------------------------------------------------------- how it came
+
+
+def flight(round_: int, magnitudes: list[float], rates: list[float] | None = None) -> obs.Flight:
+    steps = tuple(
+        obs.FlightStep(
+            round=round_ - len(magnitudes) + 1 + place,
+            step=round_ - len(magnitudes) + 1 + place,
+            loss=1.0,
+            loss_scale=None,
+            learning_rate=None if rates is None else rates[place],
+            magnitude=magnitude,
+            magnitudes=(magnitude,),
+        )
+        for place, magnitude in enumerate(magnitudes)
+    )
+    return obs.Flight(0, round_, round_, ("a.weight",), steps, 3.4e38, "float32")
+
+
+GROWING = [1.0, 1.1, 0.9, 1.0, 30.0, 4e3, 6e6, math.nan]
+STEADY = [1.0, 1.1, 0.9, 1.0, 1.2, 1.0, 0.8, math.nan]
+LIKELY = [
+    (GROWING, None, LikelyKind.EXPLODING_GRADIENTS),
+    (STEADY, None, LikelyKind.UNKNOWN),
+    (STEADY, [0.1] * 6 + [1.0, 1.0], LikelyKind.HYPERPARAMETERS),
+]
+
+
+@pytest.mark.parametrize(("magnitudes", "rates", "kind"), LIKELY)
+def test_the_course_of_the_gradients_tells_what_is_likely(magnitudes, rates, kind):
+    told = Told().hellos(2)
+    for rank in range(2):
+        told.tell(*told_of(rank, 20, nonfinite(20, phase=obs.Phase.FORWARD), flight(20, magnitudes, rates)))
+    verdict = told.incident.verdict
+    assert verdict.likely[0].kind is kind
+    described = document.incident(told.incident)
+    assert described.flight.steps[-1].magnitude == "NaN"
+    assert "NaN" in described.model_dump_json()
+
+
+def test_growth_is_a_warning_and_no_incident():
+    told = Told().hellos(1)
+    warning = obs.Exploding(0, 9, 9, "a.weight", "a", "Linear", 5e6, 0.5, 1)
+    told.tell(batch("r0", 1, warning))
+    assert told.incidents == []
+    (text,) = document.job(told.state, "j").warnings
+    assert text == (
+        "Rank 0: the gradient of a.weight has grown to 5e+06 at step 9, from 0.5 as usual; if it goes on, it "
+        "will overflow."
+    )
+
+
+# ---------------------------------------------------------------- replicas
+
+
+def with_names(world_size: int) -> Told:
+    told = Told()
+    for rank in range(world_size):
+        names = ("a.weight", "a.bias", "b.weight", "b.bias") if rank == 0 else ()
+        told.tell(batch(f"r{rank}", 0, hello(rank, world_size), model(*names)))
+    return told
+
+
+def test_the_replica_that_has_drifted_apart_is_named_with_its_parameter():
+    told = with_names(3)
+    for rank in range(3):
+        told.tell(batch(f"r{rank}", 2, checksum(100, 50, 7, 9)))
+    for rank in range(3):
+        # Ordinal 2: the second bit.
+        sums = (60, 8, 19) if rank == 1 else (50, 8, 9)
+        told.tell(batch(f"r{rank}", 3, checksum(200, *sums)), progress(f"r{rank}", 201, 4))
+    verdict = told.incident.verdict
+    assert (verdict.cause, verdict.first.rank, verdict.first.step) == (Cause.REPLICA_DIVERGENCE, 1, 200)
+    assert (verdict.first.parameter, verdict.clean_ranks, verdict.tie) == ("b.weight", (0, 2), False)
+    assert "At step 100 all had still been alike." in verdict.sentences
+
+
+def test_of_two_replicas_it_cannot_be_told_whose_is_right():
+    told = with_names(2)
+    for rank in range(2):
+        told.tell(batch(f"r{rank}", 2, checksum(100, 50 + rank, 7, 9)), progress(f"r{rank}", 101, 3))
+    verdict = told.incident.verdict
+    assert ([origin.rank for origin in verdict.origins], verdict.tie) == ([0, 1], True)
+    assert verdict.first.parameter == "a.weight"
+
+
+def test_a_divergence_that_goes_on_is_told_once():
+    told = with_names(3)
+    for turn in range(4):
+        for rank in range(3):
+            sums = (51, 7, 9) if rank == 1 else (50, 7, 9)
+            told.tell(batch(f"r{rank}", 2 + turn, checksum(100 * turn, *sums)))
+            told.tell(progress(f"r{rank}", 100 * turn + 50, 3 + turn, reduced_round=100 * turn + 50))
+    assert len(told.incidents) == 1
+
+
+def test_checksums_that_agree_leave_nothing_behind():
+    told = with_names(2)
+    logged = []
+    for turn, rank in itertools.product(range(5), range(2)):
+        parts = [batch(f"r{rank}", 2 + turn, checksum(10 * turn, 5, 6))]
+        from gradwatch.collector.fold import fold
+        from gradwatch.collector.model import apply
+
+        changes = fold(told.state, report(*parts), told.config, NOW)
+        logged += changes.events
+        told.state = apply(told.state, changes)
+    (attempt,) = told.state.attempts.values()
+    assert attempt.checksums == ()
+    assert logged == []
+
+
+@pytest.mark.parametrize("ordinal", range(8))
+def test_one_parameter_that_differs_spells_its_ordinal(ordinal):
+    sums = [3, 14, 15, 9, 2, 6, 5, 35]
+
+    def told_by(values: list[int]) -> list[int]:
+        bits = [sum(value for place, value in enumerate(values) if place >> bit & 1) for bit in range(3)]
+        return [sum(values), *bits]
+
+    other = [value - 77 if place == ordinal else value for place, value in enumerate(sums)]
+    assert differing(told_by(sums), told_by(other)) == ordinal
+    two = [value + 5 if place in {1, 6} else value for place, value in enumerate(sums)]
+    assert differing(told_by(sums), told_by(two)) is None
+
+
+def test_a_majority_is_right():
+    seen = {rank: checksum(1, 1 if rank == 2 else 0) for rank in range(4)}
+    assert odd_ones(seen) == (2,)
+    seen = {rank: checksum(1, rank // 2) for rank in range(4)}
+    assert odd_ones(seen) == (0, 1, 2, 3)
+
+
+# ---------------------------------------------------------------- in any order
+
+
+def test_the_verdict_does_not_depend_on_the_order_of_the_ranks():
+    stories = {
+        0: told_of(0, 5, reduced(5), autopsy(1, 5, obs.Replay.FINITE)),
+        1: told_of(
+            1,
+            5,
+            nonfinite(5, phase=obs.Phase.FORWARD),
+            flight(5, GROWING),
+            autopsy(1, 5, obs.Replay.REPRODUCED),
+        ),
+        2: told_of(2, 5, reduced(5)),
+    }
+    verdicts = set()
+    for order in itertools.permutations(stories):
+        told = Told().hellos(3)
+        for rank in order:
+            told.tell(*stories[rank])
+        assert told.incident.status is Status.CONFIRMED
+        verdicts.add(repr(told.incident.verdict))
+    assert len(verdicts) == 1
+
+
+def test_a_launch_that_has_ended_leaves_a_reduction_without_a_maker_if_all_were_heard():
+    told = Told().hellos(2)
+    told.tell(*told_of(0, 7, reduced(7)), *told_of(1, 7, reduced(7)), batch("l", 0, launch_ended("l")))
+    assert told.incident.verdict.cause is Cause.REDUCTION
