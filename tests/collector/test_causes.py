@@ -109,8 +109,8 @@ def test_a_sum_that_no_rank_made_bad_is_the_reductions():
     )
     assert incident.verdict.clean_ranks == (0, 1, 2)
     assert incident.verdict.sentences[0] == (
-        "Every rank's own gradients were finite at step 7 (round 7), and their reduction was not: head.weight "
-        "is the first."
+        "Every rank's own gradients were finite at step 7 (round 7), and their reduction was not: head."
+        "weight is the first."
     )
     assert document.incident(incident).step == 7
 
