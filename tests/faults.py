@@ -1,16 +1,66 @@
-"""Faults for rehearsals, that read as a sentence: `inject.nonfinite_at(rank=1, step=3)`.
+"""The catalogue of faults for rehearsals, that reads as a sentence: `inject.log_of_zero(rank=1, step=3, …)`.
 
-They act on tensors of the training itself, and know nothing of Gradwatch.
+They act on what the training itself has, its data, weights, modules, loss and gradients, and know nothing of
+Gradwatch. A fault is told at each point of a step where the training is; it acts if rank, step and micro-batch
+are its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterator
+
     from torch.utils.hooks import RemovableHandle
+
+EVERY_RANK = -1
+# The highest bit of the exponent of an fp32 number.
+EXPONENT_BIT = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something that goes wrong on one rank, in one step.
+
+    Attributes:
+        rank: EVERY_RANK for all.
+        microbatch: the ordinal of the backward pass within the step.
+    """
+
+    rank: int
+    step: int
+    microbatch: int = 0
+
+    def is_due(self, *, rank: int, step: int, microbatch: int = 0) -> bool:
+        """Whether it strikes now."""
+        return self.rank in {rank, EVERY_RANK} and (self.step, self.microbatch) == (step, microbatch)
+
+    def in_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        """What becomes of the data of the micro-batch that it strikes; the data are left as they are."""
+        return batch
+
+    def in_weights(self, model: nn.Module) -> None:
+        """Change the weights before the forward pass that it strikes."""
+
+    @contextlib.contextmanager
+    def in_modules(self, model: nn.Module) -> Iterator[None]:
+        """Be in force within the model during the forward and backward pass that it strikes."""
+        del model
+        yield
+
+    def in_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """What becomes of the loss."""
+        return loss
+
+    def in_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Change the optimizer before the update that ends the step."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +83,134 @@ class GradientFault:
         """Put the fault into the next backward pass of `parameter`, if rank and step are its own."""
         if (rank, step) != (self.rank, self.step):
             return None
+        return parameter.register_hook(self.spoil)
 
-        def spoil(gradient: torch.Tensor) -> torch.Tensor:
-            spoilt = gradient.clone()
-            flat = spoilt.view(-1)
-            for element in range(min(self.elements, flat.numel())):
-                flat[(self.offset + element) % flat.numel()] = self.value
-            return spoilt
+    def spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A copy of the gradient with the fault in it."""
+        spoilt = gradient.clone()
+        flat = spoilt.view(-1)
+        for element in range(min(self.elements, flat.numel())):
+            flat[(self.offset + element) % flat.numel()] = self.value
+        return spoilt
 
-        return parameter.register_hook(spoil)
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiltGradient(Fault):
+    """An element of a parameter's gradient is `value`, on one rank or on several."""
+
+    parameter: str
+    value: float
+    also_on: tuple[int, ...] = ()
+    element: int = 0
+
+    def is_due(self, *, rank: int, step: int, microbatch: int = 0) -> bool:
+        if rank in self.also_on:
+            rank = self.rank
+        return super().is_due(rank=rank, step=step, microbatch=microbatch)
+
+    @contextlib.contextmanager
+    def in_modules(self, model: nn.Module) -> Iterator[None]:
+        fault = GradientFault(self.rank, self.step, self.parameter, self.value, offset=self.element)
+        handle = model.get_parameter(self.parameter).register_hook(fault.spoil)
+        yield
+        handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiltBatch(Fault):
+    """One value of the data is another one: `value`, or with `flips` its own with one bit flipped."""
+
+    element: int
+    value: float = float("nan")
+    flips: bool = False
+
+    def in_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        spoilt = batch.clone()
+        flat = spoilt.view(-1)
+        place = self.element % flat.numel()
+        # Of 1.0 the flipped bit makes +Inf.
+        flat[place] = flipped(1.0) if self.flips else self.value
+        return spoilt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiltWeight(Fault):
+    """One weight is `value`, or with `flips` its own with one bit flipped, or it is moved by `by`."""
+
+    parameter: str
+    element: int
+    value: float = float("nan")
+    flips: bool = False
+    by: float = 0.0
+
+    def in_weights(self, model: nn.Module) -> None:
+        parameter = model.get_parameter(self.parameter)
+        with torch.no_grad():
+            flat = parameter.view(-1)
+            place = self.element % flat.numel()
+            own = float(flat[place])
+            if self.flips:
+                flat[place] = flipped(own)
+            else:
+                flat[place] = own + self.by if self.by else self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiltArgument(Fault):
+    """What goes into one module is all `value`, in its argument number `argument`."""
+
+    module: str
+    value: float | bool
+    argument: int = 0
+
+    @contextlib.contextmanager
+    def in_modules(self, model: nn.Module) -> Iterator[None]:
+        def spoil(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            del module
+            one = arguments[self.argument]
+            # Stays in the graph, as a dead activation does.
+            spoilt = one | True if one.dtype is torch.bool else torch.zeros_like(one) + one * self.value
+            return (*arguments[: self.argument], spoilt, *arguments[self.argument + 1 :])
+
+        handle = model.get_submodule(self.module).register_forward_pre_hook(spoil)
+        yield
+        handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoiltLoss(Fault):
+    """The loss is the square root of a distance that is 0: finite, and its gradient is not."""
+
+    def in_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        return (loss - loss).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeLoss(Fault):
+    """The loss is multiplied by `factor`, and finite still."""
+
+    factor: float
+
+    def in_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss * self.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeLearningRate(Fault):
+    """The learning rate of the update is `learning_rate`: the weights explode, and the next step is lost."""
+
+    learning_rate: float
+
+    def in_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate
+
+
+def flipped(value: float) -> float:
+    """An fp32 number with the highest bit of its exponent flipped."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    (spoilt,) = struct.unpack("<f", struct.pack("<I", bits ^ (1 << EXPONENT_BIT)))
+    return float(spoilt)
 
 
 class inject:  # noqa: N801 - reads as a verb
@@ -59,3 +228,84 @@ class inject:  # noqa: N801 - reads as a verb
     ) -> GradientFault:
         """A gradient element of one parameter turns to `value` before it is accumulated."""
         return GradientFault(rank, step, parameter, value, elements, offset)
+
+    @staticmethod
+    def nonfinite_gradient(
+        *, rank: int, step: int, parameter: str, value: float = float("nan"), element: int = 0
+    ) -> SpoiltGradient:
+        """An element of one parameter's gradient is `value`."""
+        return SpoiltGradient(rank=rank, step=step, parameter=parameter, value=value, element=element)
+
+    @staticmethod
+    def nonfinite_on_two_ranks_at_once(
+        *, ranks: tuple[int, int], step: int, parameter: str, value: float = float("nan")
+    ) -> SpoiltGradient:
+        """The same gradient turns to `value` on two ranks in the same step."""
+        return SpoiltGradient(rank=ranks[0], also_on=(ranks[1],), step=step, parameter=parameter, value=value)
+
+    @staticmethod
+    def log_of_zero(*, rank: int, step: int, module: str, microbatch: int = 0) -> SpoiltArgument:
+        """`module`, which takes a logarithm, is given zeros: -Inf in the forward pass."""
+        return SpoiltArgument(rank=rank, step=step, microbatch=microbatch, module=module, value=0.0)
+
+    @staticmethod
+    def sqrt_of_zero(*, rank: int, step: int, module: str, microbatch: int = 0) -> SpoiltArgument:
+        """`module`, which takes a square root, is given zeros: finite forward, and the backward pass divides by 0."""
+        return SpoiltArgument(rank=rank, step=step, microbatch=microbatch, module=module, value=0.0)
+
+    @staticmethod
+    def fully_masked_softmax(*, rank: int, step: int, module: str) -> SpoiltArgument:
+        """`module(scores, mask)` masks with -Inf what `mask` has set, which is everything now."""
+        return SpoiltArgument(rank=rank, step=step, module=module, value=True, argument=1)
+
+    @staticmethod
+    def exploding_learning_rate(*, step: int, learning_rate: float = 1e20) -> LargeLearningRate:
+        """The update of `step` is so large that the next step overflows, on every rank."""
+        return LargeLearningRate(rank=EVERY_RANK, step=step, learning_rate=learning_rate)
+
+    @staticmethod
+    def nan_in_the_data(*, rank: int, step: int, element: int = 0, microbatch: int = 0) -> SpoiltBatch:
+        """One number of a batch is NaN."""
+        return SpoiltBatch(rank=rank, step=step, element=element, microbatch=microbatch)
+
+    @staticmethod
+    def bit_flip_in_the_data(*, rank: int, step: int, element: int = 0) -> SpoiltBatch:
+        """One number of a batch was 1.0, and the highest bit of its exponent flips: Inf."""
+        return SpoiltBatch(rank=rank, step=step, element=element, flips=True)
+
+    @staticmethod
+    def bit_flip_in_a_weight(*, rank: int, step: int, parameter: str, element: int = 0) -> SpoiltWeight:
+        """The highest bit of a weight's exponent flips: finite still if it was below 1, and 2**128 times as large."""
+        return SpoiltWeight(rank=rank, step=step, parameter=parameter, element=element, flips=True)
+
+    @staticmethod
+    def poisoned_weight(*, rank: int, step: int, parameter: str, element: int = 0) -> SpoiltWeight:
+        """A weight is NaN before the step begins."""
+        return SpoiltWeight(rank=rank, step=step, parameter=parameter, element=element)
+
+    @staticmethod
+    def diverged_replica(
+        *, rank: int, step: int, parameter: str, element: int = 0, by: float = 1e-3
+    ) -> SpoiltWeight:
+        """A weight of one rank is not that of the others any more; it is finite, and nothing else shows it."""
+        return SpoiltWeight(rank=rank, step=step, parameter=parameter, element=element, by=by)
+
+    @staticmethod
+    def sqrt_of_zero_in_the_loss(*, rank: int, step: int, microbatch: int = 0) -> SpoiltLoss:
+        """The loss is the square root of 0: finite, and its gradient is not."""
+        return SpoiltLoss(rank=rank, step=step, microbatch=microbatch)
+
+    @staticmethod
+    def overflow_in_the_sum(*, step: int, parameter: str, value: float = 3e38) -> SpoiltGradient:
+        """A gradient is so large on every rank that it is finite on each, and their sum is not."""
+        return SpoiltGradient(rank=EVERY_RANK, step=step, parameter=parameter, value=value)
+
+    @staticmethod
+    def overflow_of_the_second_moment(*, rank: int, step: int, parameter: str) -> SpoiltGradient:
+        """A gradient is finite, before and after it is reduced, and its square is not."""
+        return SpoiltGradient(rank=rank, step=step, parameter=parameter, value=1e30)
+
+    @staticmethod
+    def scaler_overflow(*, rank: int, step: int, factor: float = 1e30) -> LargeLoss:
+        """The loss is finite, and not any more when a GradScaler multiplies it by its scale: no fault."""
+        return LargeLoss(rank=rank, step=step, factor=factor)

@@ -1,0 +1,204 @@
+"""The catalogue of faults, at random places in real jobs: what is said of each, and is it right?
+
+usage: python -m tests.campaign.attribution [--runs 21] [--clean 150] [--overflows 50] [--seed N] [--world-sizes 2 3 4]
+
+One job per world size under `gradwatch run`. Prints a table of what was planted and what was named. Exits
+with 1 unless rank, step, phase, cause, parameter and micro-batch are right of every fault, operator and
+module of 95 %, and clean runs have no incident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.ranks import REPOSITORY
+from tests.training.attribution import CLASSES, CLEAN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# What must be right of every fault, and what of OPERATORS_RIGHT of them.
+ALWAYS = ("rank", "step", "phase", "cause", "parameter", "microbatch", "origins", "tie")
+OPERATORS = ("operator", "module")
+OPERATORS_RIGHT = 0.95
+NONE = "none"
+
+
+@dataclass
+class Tally:
+    """What was named of the faults of one class.
+
+    Attributes:
+        named: how often which cause was.
+        right: by field, how often it was; of so many `asked`.
+    """
+
+    runs: int = 0
+    named: Counter[str] = field(default_factory=Counter)
+    right: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
+
+
+def run_job(world_size: int, seed: int, plan: list[str], folder: Path) -> tuple[list[Any], list[Any]]:
+    """Run one job.
+
+    Returns:
+        Its cases, as planted, and its incidents, as reported.
+
+    Raises:
+        RuntimeError: the job failed; with its output.
+    """
+    written, planted = folder / f"plan-{world_size}.json", folder / f"planted-{world_size}.json"
+    report = folder / f"report-{world_size}.json"
+    written.write_text(json.dumps(plan))
+    command = [
+        *(sys.executable, "-m", "gradwatch.cli", "run", "--job", f"attribution-{world_size}"),
+        *("--state-dir", str(folder / "state"), "--report", str(report), "--"),
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)),
+        *("--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+        *("-m", "tests.training.attribution", str(seed), str(written), str(planted)),
+    ]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GRADWATCH_")}
+    env |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "GRADWATCH_REPLICA_CHECK_EVERY": "5",
+    }
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"the job of world size {world_size} exited with {done.returncode}:\n{done.stderr}"
+        )
+    return json.loads(planted.read_text()), json.loads(report.read_text())["incidents"]
+
+
+def named(incident: dict[str, Any]) -> dict[str, Any]:
+    """What an incident says, in the fields that a case expects."""
+    first = incident["first"] or {}
+    said = {key: first.get(key) for key in ("rank", "phase", "parameter", "microbatch", "operator")}
+    return said | {
+        "step": incident["step"],
+        "cause": incident["cause"],
+        "origins": [origin["rank"] for origin in incident["origins"]],
+        "tie": incident["tie"],
+        "module": (first.get("replay") or {}).get("module"),
+    }
+
+
+def judge(cases: Iterable[dict[str, Any]], incidents: list[Any], tallies: dict[str, Tally]) -> Iterator[str]:
+    """Count what is right; what is wrong, a sentence each."""
+    for case in cases:
+        tally = tallies.setdefault(case["class"], Tally())
+        tally.runs += 1
+        steps = range(case["from"], case["from"] + case["steps"])
+        found = [named(one) for one in incidents if one["step"] is None or one["step"] in steps]
+        expected = case["expected"] or {}
+        said = found[0] if found else {}
+        tally.named[said.get("cause") or NONE] += 1
+        about = f"of {case['class']!r}, {case['fault']}"
+        if len(found) != (1 if expected else 0):
+            yield f"{len(found)} incidents {about}: {found}"
+        for key, value in expected.items():
+            tally.asked[key] += 1
+            right = key in said and said[key] == value
+            tally.right[key] += right
+            if not right and found:
+                yield f"{key} is {said[key]!r}, not {value!r}, {about}"
+
+
+def print_table(tallies: dict[str, Tally]) -> None:
+    """The confusion table: what was planted, what was named, and what of it is right."""
+    causes = sorted({cause for tally in tallies.values() for cause in tally.named} - {NONE})
+    table = Table(title="planted, and the cause that was named; how much of it is right, in percent")
+    for column in ("planted", "runs", *causes, NONE, *ALWAYS, *OPERATORS):
+        table.add_column(column, justify="left" if column == "planted" else "right")
+    for name, tally in tallies.items():
+        counts = [str(tally.named[cause] or "") for cause in (*causes, NONE)]
+        shares = [percent(tally, key) for key in (*ALWAYS, *OPERATORS)]
+        table.add_row(name, str(tally.runs), *counts, *shares)
+    Console(width=200).print(table)
+
+
+def percent(tally: Tally, key: str) -> str:
+    asked = tally.asked[key]
+    return f"{100 * tally.right[key] / asked:.0f}" if asked else ""
+
+
+def passed(tallies: dict[str, Tally], wrong: list[str]) -> bool:
+    """Whether all that must be right is."""
+    operators = [sum(tally.right[key] for tally in tallies.values()) for key in OPERATORS]
+    asked = [sum(tally.asked[key] for tally in tallies.values()) for key in OPERATORS]
+    enough = all(right >= OPERATORS_RIGHT * of for right, of in zip(operators, asked, strict=True))
+    # A sentence begins with the field that it is about.
+    return enough and all(text.startswith(OPERATORS) for text in wrong)
+
+
+def campaign(plan: list[str], seed: int, world_sizes: list[int]) -> tuple[dict[str, Tally], list[str]]:
+    """Run it all; what was named, by class, and what was wrong.
+
+    Args:
+        plan: names of classes; each world size gets its share of them.
+        seed: of where the faults are.
+        world_sizes: of the jobs.
+    """
+    tallies: dict[str, Tally] = {name: Tally() for name in dict.fromkeys(plan)}
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="gradwatch-attribution-") as folder:
+        for index, world_size in enumerate(world_sizes):
+            share = plan[index :: len(world_sizes)]
+            random.Random(seed).shuffle(share)
+            began = time.monotonic()
+            cases, incidents = run_job(world_size, seed + index, share, Path(folder))
+            print(
+                f"world size {world_size}: {len(cases)} models in {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+            wrong += [f"{text} (world size {world_size})" for text in judge(cases, incidents, tallies)]
+    return tallies, wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=21, help="of each class")
+    parser.add_argument("--clean", type=int, default=150)
+    parser.add_argument("--overflows", type=int, default=50, help="runs with overflows of a GradScaler")
+    parser.add_argument("--only", nargs="+", choices=[*CLASSES, *CLEAN], help="of these classes only")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--world-sizes", type=int, nargs="+", default=[2, 3, 4])
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    numbers = dict.fromkeys(CLASSES, arguments.runs)
+    numbers |= {"clean": arguments.clean, "scaler overflow": arguments.overflows}
+    plan = [
+        name
+        for name, number in numbers.items()
+        if arguments.only is None or name in arguments.only
+        for _ in range(number)
+    ]
+    tallies, wrong = campaign(plan, arguments.seed, arguments.world_sizes)
+    print_table(tallies)
+    for text in wrong:
+        print(f"  WRONG {text}")
+    right = passed(tallies, wrong)
+    print("all named right" if not wrong else f"{len(wrong)} mistakes{', as may be' if right else ''}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
