@@ -55,6 +55,10 @@ bench: $(INSTALLED) ## What watching costs, as ratios in one run (about twenty m
 campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named right?
 	@$(BIN)/python -m tests.campaign.run
 
+.PHONY: attribution
+attribution: $(INSTALLED) ## The catalogue of faults at random places: a table of what is named
+	@$(BIN)/python -m tests.campaign.attribution
+
 .PHONY: campaign-rollbacks
 campaign-rollbacks: $(INSTALLED) ## 50 rollbacks on one node, 20 on two (half an hour; needs root and iproute2)
 	@$(BIN)/python -m tests.campaign.rollbacks --count 50

@@ -1,8 +1,7 @@
 """The catalogue of faults for rehearsals, that reads as a sentence: `inject.log_of_zero(rank=1, step=3, …)`.
 
 They act on what the training itself has, its data, weights, modules, loss and gradients, and know nothing of
-Gradwatch. A fault is told at each point of a step where the training is; it acts if rank, step and micro-batch
-are its own.
+Gradwatch. The training asks a fault whether it is due, and then at each point of the step what it does there.
 """
 
 from __future__ import annotations
@@ -250,7 +249,7 @@ class inject:  # noqa: N801 - reads as a verb
 
     @staticmethod
     def sqrt_of_zero(*, rank: int, step: int, module: str, microbatch: int = 0) -> SpoiltArgument:
-        """`module`, which takes a square root, is given zeros: finite forward, and the backward pass divides by 0."""
+        """`module`, which takes a square root, is given zeros: the backward pass divides by 0."""
         return SpoiltArgument(rank=rank, step=step, microbatch=microbatch, module=module, value=0.0)
 
     @staticmethod
@@ -275,7 +274,7 @@ class inject:  # noqa: N801 - reads as a verb
 
     @staticmethod
     def bit_flip_in_a_weight(*, rank: int, step: int, parameter: str, element: int = 0) -> SpoiltWeight:
-        """The highest bit of a weight's exponent flips: finite still if it was below 1, and 2**128 times as large."""
+        """The highest bit of a weight's exponent flips: if it was below 1, it is 2**128 times as large."""
         return SpoiltWeight(rank=rank, step=step, parameter=parameter, element=element, flips=True)
 
     @staticmethod
@@ -287,7 +286,7 @@ class inject:  # noqa: N801 - reads as a verb
     def diverged_replica(
         *, rank: int, step: int, parameter: str, element: int = 0, by: float = 1e-3
     ) -> SpoiltWeight:
-        """A weight of one rank is not that of the others any more; it is finite, and nothing else shows it."""
+        """A weight of one rank is not that of the others any more, and finite: nothing else shows it."""
         return SpoiltWeight(rank=rank, step=step, parameter=parameter, element=element, by=by)
 
     @staticmethod

@@ -1,0 +1,55 @@
+"""The catalogue of faults once; the whole of it is `make attribution`."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.campaign.attribution import NOT_YET, Tally, campaign, judge, passed
+from tests.training.attribution import CLASSES, CLEAN
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(600)
+def test_each_fault_of_the_catalogue_is_named_right_and_what_is_no_fault_raises_no_incident():
+    seed = random.SystemRandom().randrange(1 << 30)
+    plan = [name for name in [*CLASSES, *CLEAN] if name not in NOT_YET]
+    tallies, wrong = campaign(plan, seed, [3])
+    assert passed(tallies, wrong), f"seed {seed}\n" + "\n".join(wrong)
+    assert {name for name, tally in tallies.items() if tally.runs == 1} == set(plan)
+
+
+EXPECTED = {"rank": 1, "step": 12, "cause": "input", "operator": "aten.log.default"}
+RIGHT = {
+    "step": 12,
+    "cause": "input",
+    "tie": False,
+    "first": {"rank": 1, "operator": "aten.log.default"},
+    "origins": [{"rank": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "incidents", "right"),
+    [
+        (EXPECTED, [RIGHT], True),
+        (EXPECTED, [], False),
+        (EXPECTED, [RIGHT, RIGHT], False),
+        (EXPECTED, [{**RIGHT, "first": {"rank": 2}}], False),
+        (EXPECTED, [{**RIGHT, "first": None}], False),
+        (EXPECTED, [{**RIGHT, "step": 11}], False),
+        (EXPECTED, [{**RIGHT, "cause": "loss"}], False),
+        # Outside of the case's own steps.
+        (EXPECTED, [{**RIGHT, "step": 25}], False),
+        (None, [], True),
+        (None, [RIGHT], False),
+        (None, [{**RIGHT, "step": 25}], True),
+    ],
+)
+def test_a_wrong_verdict_is_a_mistake(expected, incidents, right):
+    case = {"class": "a class", "fault": None, "from": 0, "steps": 14, "expected": expected}
+    tallies: dict[str, Tally] = {}
+    wrong = list(judge([case], incidents, tallies))
+    assert passed(tallies, wrong) is right
+    assert (not wrong) is right
