@@ -18,7 +18,7 @@ from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
 from gradwatch.agent.probe.unwatched import why_unwatched
-from gradwatch.agent.probe.watcher import Watcher
+from gradwatch.agent.probe.watcher import RECORDER, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +89,11 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals = watcher.arrivals
     single_begins = _guarded(watcher, alone.PART, single.backward_begins)
 
+    loss_begins = _guarded(watcher, RECORDER, watcher.losses.backward_begins)
+
     def begins(losses: Any, gradients: Any) -> None:
         if arrivals.backward_begins():
+            loss_begins(losses)
             single_begins(losses, gradients)
 
     patch_backward(begins, arrivals.backward_ended)
@@ -119,12 +122,14 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         return call
 
     count = guarded("steps", clock.leave)
+    stepped = guarded(RECORDER, watcher.stepped)
 
     def leave(attempt: Any, optimizer: Any) -> None:
         # Not under the fuse of the steps: whatever fails there, held gradients are given back.
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
         if count(attempt, optimizer):
+            stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
     watcher_scaled, single_scaled = (
@@ -132,8 +137,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         guarded(alone.PART, single.loss_scaled),
     )
 
-    def scaled(losses: Any) -> None:
-        watcher_scaled(losses)
+    def scaled(losses: Any, scaler: Any) -> None:
+        watcher_scaled(losses, scaler)
         single_scaled(losses)
 
     patch_optimizers(

@@ -12,6 +12,7 @@ import torch
 
 from gradwatch.agent.probe.parameters import Names, name_parameters
 from gradwatch.agent.probe.passes import Passes, origin_of
+from gradwatch.agent.probe.recorder import Recorder
 from gradwatch.agent.probe.rounds import DeviceLook, HostLook, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class WatchedModel:
         attempted: an update was attempted since that newest round.
         reduced_excused: of the reduced gradients, while non-finite: whether a GradScaler's overflow was
             said to have made them so; None when nothing was said.
+        recorder: of its last rounds.
+        flight_told: of the bad rounds under way, how it came to them.
     """
 
     source = "gradient"
@@ -78,6 +81,7 @@ class WatchedModel:
         self.bad_step = 0
         self.attempted = False
         self.reduced_excused: bool | None = None
+        self.flight_told = False
         self._watcher = watcher
         self._wrapper = wrapper
         names = self._names(module, parameters)
@@ -94,6 +98,7 @@ class WatchedModel:
             self._infos[key] = info
             self._keys[id(parameter)] = key
         self._module = None if module is None else weakref.ref(module)
+        self.recorder = Recorder(root, self._infos)
         self._on_cuda = device.type == "cuda"
         self.look = self._choose_look(device, len(self._infos))
         self._passes = Passes(
@@ -202,6 +207,8 @@ class WatchedModel:
         if is_last:
             if watcher.autopsies is not None:
                 watcher.autopsies.before_reduction(self, moment)
+            if isinstance(self.look, HostLook):
+                watcher.remember(self, moment, moment.loss, moment.loss_scale)
             watcher.end_local(moment, seen=isinstance(self.look, HostLook))
 
     def look_after(self, moment: Moment, reduced: Sequence[torch.Tensor]) -> None:
@@ -253,7 +260,8 @@ class WatchedModel:
         """A checkpoint has been loaded: what went before is over, and written down."""
         self._moment = None
         self.last_round, self.bad_round, self.attempted = 0, None, False
-        self.reduced_excused = None
+        self.reduced_excused, self.flight_told = None, False
+        self.recorder.start_over()
 
     def catch_up(self) -> None:
         """Write down what is known by now of earlier rounds."""

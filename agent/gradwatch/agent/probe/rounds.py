@@ -21,6 +21,7 @@ from gradwatch.agent.probe.readout import Ring
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from gradwatch.agent.probe.losses import Number
     from gradwatch.agent.probe.passes import Fact
     from gradwatch.agent.probe.readout import Event, Slot
 
@@ -42,6 +43,9 @@ class Moment:
         passes: of the model, that the gradients are of; oldest first.
         parameters: gives whether the parameters are finite, before the step; None when not known.
         magnitudes: by key, of the local gradients looked at so far: the largest in each.
+        loss: of the newest backward pass, before it was scaled.
+        loss_scale: by what a GradScaler multiplied it.
+        learning_rate: of the last update attempt.
     """
 
     root: int
@@ -53,6 +57,9 @@ class Moment:
     passes: tuple[Pass, ...] = ()
     parameters: Callable[[], Fact] = lambda: None
     magnitudes: dict[int, float] = field(default_factory=dict)
+    loss: Number = None
+    loss_scale: Number = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,16 @@ class RoundResult:
         reduced_bad: whether the reduced gradients have a non-finite value; None when they
             were not looked at.
         reduced: what is non-finite in them.
+        loss: as in `Moment`, known by now.
+        loss_scale: likewise.
     """
 
     moment: Moment
     findings: list[BucketFindings] = field(default_factory=list)
     reduced_bad: bool | None = None
     reduced: ReducedFindings | None = None
+    loss: float | None = None
+    loss_scale: float | None = None
 
     def reduced_findings(self) -> ReducedFindings | None:
         """Known by now."""
@@ -244,6 +255,7 @@ class _Flight:
 
     moment: Moment
     facts: list[int | bool | None] = field(default_factory=list)
+    numbers: list[int | float | None] = field(default_factory=list)
     buckets: list[_LookedAt] = field(default_factory=list)
     reduced: list[tuple[Sequence[int], list[int | None]]] = field(default_factory=list)
     reduced_looked: bool = False
@@ -336,6 +348,13 @@ class DeviceLook:
         """See `Look.under_way`."""
         return bool(self._unseen) or self._ring.under_way
 
+    def _number(self, slot: Slot[_Flight], number: Number) -> int | float | None:
+        """The place of a number that is on the device; the number, if the host knows it."""
+        if not isinstance(number, torch.Tensor):
+            return number
+        (place,) = slot.add_facts([number]) if number.device == self._device else (None,)
+        return place
+
     def _slot_for(self, moment: Moment) -> Slot[_Flight] | None:
         slot = self._slot
         if slot is not None and slot.about is not None and slot.about.moment is not moment:
@@ -346,6 +365,9 @@ class DeviceLook:
             slot = self._ring.acquire(_Flight(moment))
             if slot is not None and slot.about is not None:
                 slot.about.facts = slot.add_facts(_facts(moment))
+                slot.about.numbers = [
+                    self._number(slot, number) for number in (moment.loss, moment.loss_scale)
+                ]
             elif moment not in self._unseen:
                 self._unseen.append(moment)
                 self._lost("device_behind")
@@ -364,6 +386,9 @@ def _parts(buffer: torch.Tensor, before: _LookedAt | None) -> tuple[Sequence[int
 def _landed(flight: _Flight, values: list[float]) -> RoundResult:
     """Read a round's values as findings."""
     result = RoundResult(flight.moment)
+    result.loss, result.loss_scale = (
+        values[number] if isinstance(number, int) else number for number in flight.numbers or (None, None)
+    )
     origin: Origin | None = None
     for bucket in flight.buckets:
         found = _values_at(bucket.keys, bucket.places, values)

@@ -218,6 +218,8 @@ class SingleModel(WatchedModel):
         if moment is None:
             return
         self._scaled, self._parameters_now = None, None
+        if isinstance(self.look, HostLook):
+            self._watcher.remember(self, moment, moment.loss, moment.loss_scale)
         self._watcher.end_local(moment, seen=isinstance(self.look, HostLook))
         self._old = set()
         self.look_after(moment, taken)

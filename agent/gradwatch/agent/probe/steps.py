@@ -136,12 +136,24 @@ def _state_step(optimizer: Any) -> int | None:
     return max(int(step.item() if isinstance(step, torch.Tensor) else step) for step in steps[:8])
 
 
+def learning_rate(optimizer: Any) -> float | None:
+    """The largest of an optimizer's groups; None when there is none that the host knows."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    known = [
+        float(rate)
+        for rate in rates
+        if not isinstance(rate, torch.Tensor) or rate.device.type == "cpu"
+        if rate is not None
+    ]
+    return max(known) if known and len(known) == len(rates) else None
+
+
 def patch_optimizers(
     enter: Callable[[Any, Any, Any, Any], Any],
     leave: Callable[[Any, Any], Any],
     loaded: Callable[[Any], None],
     scale_updated: Callable[[], None],
-    scaled: Callable[[Any], Any],
+    scaled: Callable[[Any, Any], Any],
 ) -> None:
     """Have every optimizer and GradScaler of this process report its update attempts.
 
@@ -151,7 +163,7 @@ def patch_optimizers(
         leave: called with (attempt, optimizer) after; must not raise.
         loaded: called with an optimizer that has loaded a state; must not raise.
         scale_updated: called after each `update` of a GradScaler; must not raise.
-        scaled: called with the losses that a GradScaler scales; must not raise.
+        scaled: called with (losses, GradScaler) when it has scaled them; must not raise.
     """
     import functools
 
@@ -179,9 +191,10 @@ def patch_optimizers(
 
     @functools.wraps(scaler_scale)
     def scale(self: Any, outputs: Any) -> Any:
+        result = scaler_scale(self, outputs)
         if self.is_enabled():
-            scaled(outputs)
-        return scaler_scale(self, outputs)
+            scaled(outputs, self)
+        return result
 
     scaler_update = scaler.update
 

@@ -19,19 +19,22 @@ from gradwatch.agent.probe.autopsy.autopsies import Autopsies
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
+from gradwatch.agent.probe.losses import Losses
 from gradwatch.agent.probe.message import nonfinite_message, reduced_message
 from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
+from gradwatch.agent.probe.recorder import RoundFacts
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.saves import Saves, absolute
-from gradwatch.agent.probe.steps import StepClock
+from gradwatch.agent.probe.steps import StepClock, learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import torch
 
+    from gradwatch.agent.probe.losses import Number
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rank import Identity
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 ROUNDS_IN_FULL = 16
 # A GradScaler begins at 65,536 and halves: more overflows in a row than lead from there to 1 are none.
 OVERFLOWS_IN_A_ROW = 16
+# The part of the probe, for its fuse.
+RECORDER = "recorder"
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 # The framework of a process that trains alone, as in the `Hello` message.
@@ -55,6 +60,8 @@ class Watcher:
 
     Attributes:
         single: watches the process for as long as it has no wrapped model.
+        losses: of the backward passes.
+        learning_rate: the largest of the last update attempt; None when not known.
         rounds: reductions finished in this process, over all its models: the logical clock.
         probe_seconds: time that the training has waited for the probe.
     """
@@ -65,6 +72,8 @@ class Watcher:
         self.arrivals = Arrivals()
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
+        self.losses = Losses()
+        self.learning_rate: float | None = None
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
         self.autopsies = Autopsies(self) if settings.autopsy else None
@@ -220,6 +229,9 @@ class Watcher:
             order=self.arrivals.order,
             passes=passes,
             parameters=parameters,
+            loss=self.losses.loss,
+            loss_scale=self.losses.scale,
+            learning_rate=self.learning_rate,
         )
         self._under_way.append(moment)
         return moment
@@ -246,6 +258,9 @@ class Watcher:
             order=[],
             passes=(one,),
             parameters=parameters,
+            loss=self.losses.loss,
+            loss_scale=self.losses.scale,
+            learning_rate=self.learning_rate,
         )
         self._under_way.append(moment)
         return moment
@@ -275,6 +290,44 @@ class Watcher:
         self.append("nonfinite", nonfinite_message(model, findings, excused=round_ in self._excused))
         if self.autopsies is not None and not self._bad_streak and round_ not in self._excused:
             self.autopsies.found(model, findings)
+
+    def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:
+        """All local gradients of a round have been looked at.
+
+        Args:
+            model: whose they are.
+            moment: the round's.
+            loss: as in `Moment`, known by now.
+            loss_scale: likewise.
+        """
+        if not self.fuses.intact(RECORDER):
+            return
+        try:
+            facts = RoundFacts(
+                moment.round,
+                moment.step,
+                loss if isinstance(loss, float) else None,
+                loss_scale if isinstance(loss_scale, float) else None,
+                moment.learning_rate,
+                moment.batch,
+            )
+            model.recorder.add(facts, moment.magnitudes)
+            warning = model.recorder.exploding()
+            if warning is not None:
+                self.append("exploding", warning)
+            if moment.round in self._locally_bad and moment.round not in self._excused:
+                self._tell_flight(model)
+        except Exception as error:
+            self.fuses.blow(RECORDER, error)
+
+    def _tell_flight(self, model: WatchedModel) -> None:
+        """How it came to the first bad round of a stretch, once."""
+        if model.flight_told:
+            return
+        model.flight_told = True
+        flight = model.recorder.flight()
+        if flight is not None:
+            self.append("flight", flight)
 
     def end_local(self, moment: Moment, *, seen: bool) -> None:
         """All buckets of the round are enqueued for reduction.
@@ -309,7 +362,7 @@ class Watcher:
         if bad and model.reduces and moment.round not in self._locally_bad:
             self._reduced_though_finite(model, moment, findings)
         elif not bad:
-            model.reduced_excused = None
+            model.reduced_excused, model.flight_told = None, False
         self._locally_bad.discard(moment.round)
         self._reduced_round = max(self._reduced_round, moment.round + 1)
         self._reduced_bad_streak = self._reduced_bad_streak + 1 if bad else 0
@@ -331,6 +384,8 @@ class Watcher:
             return
         model.reduced_excused = excused = known.overflow and excusable
         self.append("reduced", reduced_message(model, moment, known, excused=excused))
+        if not excused:
+            self._tell_flight(model)
 
     def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
         """Read-outs have arrived from the device, oldest first."""
@@ -342,6 +397,9 @@ class Watcher:
                 self.forget(result.moment)
             else:
                 self._settle(result.moment)
+            if result.moment.magnitudes:
+                self.remember(model, result.moment, result.loss, result.loss_scale)
+            self._settle(result.moment)
             if result.reduced_bad is not None:
                 bad, told = result.reduced_bad, result.reduced_findings
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
@@ -378,8 +436,13 @@ class Watcher:
 
     # ------------------------------------------------------------------ the scaler
 
-    def loss_scaled(self, losses: Any) -> None:
-        """A GradScaler scales losses."""
+    def stepped(self, optimizer: Any) -> None:
+        """An update attempt of the first model's optimizer is over."""
+        self.learning_rate = learning_rate(optimizer)
+
+    def loss_scaled(self, losses: Any, scaler: Any) -> None:
+        """A GradScaler has scaled losses."""
+        self.losses.scaled(losses, scaler)
         for model in self._models:
             model.loss_scaled(losses)
 
