@@ -71,6 +71,7 @@ def train(
     scaled: bool | None = None,
     split: bool = False,
     own_check: bool = False,
+    too_large: bool = False,
 ) -> Any:
     """One case.
 
@@ -78,6 +79,7 @@ def train(
         scaled: step through a GradScaler that is enabled, or disabled; None for none.
         split: two optimizers, half of the parameters each.
         own_check: the script throws bad gradients away itself.
+        too_large: bad gradients are finite, and their squares are not.
     """
     if on_device:
         device_look()
@@ -99,9 +101,12 @@ def train(
             for part in range(micro):
                 torch.manual_seed(1000 * step + 10 * part + rank)
                 inputs = torch.randn(5, 6)
-                if BAD.get(step) == rank and part == micro - 1:
+                spoilt = BAD.get(step) == rank and part == micro - 1
+                if spoilt and not too_large:
                     inputs[2, 1] = float("nan")
                 loss = ddp(inputs, skip=unused and (step + rank) % 2 == 0).pow(2).mean()
+                if spoilt and too_large:
+                    loss = loss * 1e25
                 scaler.scale(loss).backward()
             return loss
 
@@ -164,6 +169,16 @@ LEFT_ALONE = [f"scaler-{name}" for name in ("adam", "adam-fused", "adamw-foreach
 for name in LEFT_ALONE:
     CASES[name] = {"make": OPTIMIZERS[name.removeprefix("scaler-")], "scaled": True}
 CASES["scaler-unused"] = {"make": OPTIMIZERS["adam"], "scaled": True, "unused": True, "to_none": False}
+TOO_LARGE: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    **{name: OPTIMIZERS[name] for name in ("adam", "adam-fused", "adamw-foreach", "nadam")},
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+}
+for name, make in TOO_LARGE.items():
+    CASES[f"too-large-{name}"] = {"make": make, "too_large": True, "to_none": False}
+    CASES[f"too-large-scaled-{name}"] = {"make": make, "too_large": True, "scaled": True}
+CASES["too-large-closure"] = {"make": OPTIMIZERS["adam"], "too_large": True, "closure": True}
+CASES["too-large-two"] = {"make": OPTIMIZERS["adam"], "too_large": True, "split": True}
 CASES["own-check"] = {"make": OPTIMIZERS["adam"], "own_check": True}
 LEFT_ALONE += ["scaler-unused", "own-check"]
 CASES["scaler-disabled"] = {"make": OPTIMIZERS["adamw"], "scaled": False}

@@ -8,7 +8,7 @@ With `device` the probe looks at this CPU as at a device, whose read-outs come l
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS = 8
+EXPLODING_STEPS = 32
+TOO_FAST_FROM = 20
 
 
 def train(rank: int, loss: Callable[[torch.Tensor, int, int], torch.Tensor], *, scaled: bool = False) -> None:
@@ -57,11 +59,26 @@ def nan_on_rank_1(output: torch.Tensor, rank: int, step: int) -> torch.Tensor:
     return output.pow(2).mean() * (float("nan") if (rank, step) == (1, 3) else 1.0)
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "in the reduction": {"loss": overflowing(2, 3, 6)},
-    "in the reduction, of one rank": {"loss": overflowing(2, on=1)},
-    "before the reduction": {"loss": nan_on_rank_1},
-    "of a scaled loss": {"loss": overflowing(2), "scaled": True},
+def explode(rank: int) -> None:
+    """A run that diverges: after some steps its learning rate is a thousand times too large."""
+    torch.manual_seed(2)
+    ddp = DistributedDataParallel(nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 2)))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-3)
+    for step in range(EXPLODING_STEPS):
+        if step == TOO_FAST_FROM:
+            optimizer.param_groups[0]["lr"] = 2.0
+        optimizer.zero_grad()
+        torch.manual_seed(10 * step + rank)
+        ddp(torch.randn(8, 4)).pow(2).mean().backward()
+        optimizer.step()
+
+
+CASES: dict[str, Callable[[int], None]] = {
+    "in the reduction": lambda rank: train(rank, overflowing(2, 3, 6)),
+    "in the reduction, of one rank": lambda rank: train(rank, overflowing(2, on=1)),
+    "before the reduction": lambda rank: train(rank, nan_on_rank_1),
+    "of a scaled loss": lambda rank: train(rank, overflowing(2), scaled=True),
+    "exploding": explode,
 }
 
 
@@ -70,7 +87,7 @@ def main(look: str) -> None:
         late_device_look()
     with process_group() as rank:
         for case in CASES.values():
-            train(rank, **case)
+            case(rank)
 
 
 if __name__ == "__main__":

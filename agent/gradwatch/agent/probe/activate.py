@@ -14,6 +14,7 @@ from gradwatch.agent.probe.arrival import patch_backward
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.saves import patch_saves
+from gradwatch.agent.probe.second_moments import PART as MOMENTS
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
@@ -34,6 +35,9 @@ class Probe:
 
 
 _active: Probe | None = None
+
+# How deep an optimizer's own step lies when a GradScaler calls it.
+_INSIDE = 2
 
 
 def active() -> Probe | None:
@@ -106,20 +110,25 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     guarded = functools.partial(_guarded, watcher)
     single_steps = guarded(alone.PART, single.stepping)
     single_before = guarded(alone.PART, single.attempted)
-    guard_before = guarded("guard", guarding.before) if guarding is not None else None
-    guard_after = guarded("guard", guarding.after) if guarding is not None else None
+    unguarded = guarded(MOMENTS, watcher.second_moments.before)
+    before = unguarded if guarding is None else guarded("guard", guarding.before)
+    before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
+    guard_after = None if guarding is None else guarded("guard", guarding.after)
+    by_itself = True
 
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        nonlocal by_itself
         single_steps(optimizer)
         if not watcher.watching:
             watcher.unwatched(why_unwatched(optimizer))
-        if not clock.enter(attempt, optimizer):
-            return None
-        call = single_before(attempt, optimizer, args, kwargs)
-        # A GradScaler has a wheel of its own.
-        if attempt is optimizer and guard_before is not None:
-            return guard_before(optimizer, *(call or (args, kwargs))) or call
-        return call
+        if clock.enter(attempt, optimizer):
+            by_itself = attempt is optimizer
+            call = single_before(attempt, optimizer, args, kwargs)
+            # A GradScaler has a wheel of its own.
+            return (before(optimizer, *(call or (args, kwargs))) or call) if by_itself else call
+        if attempt is optimizer and not by_itself and clock.depth == _INSIDE:
+            return unguarded(optimizer, (), {}) if before_scaled is None else before_scaled(optimizer)
+        return None
 
     count = guarded("steps", clock.leave)
     stepped = guarded(RECORDER, watcher.stepped)

@@ -54,7 +54,7 @@ class Guarding:
         self._on_device = False
         self._models = [model for model in self._watcher.models_of(optimizer) if self._can_guard(model)]
         if not self._models:
-            return None
+            return self._watcher.second_moments.before(optimizer, args, kwargs)
         wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(
             args, kwargs, lambda: self._hold_if_bad(optimizer)
         )
@@ -71,6 +71,22 @@ class Guarding:
             return None
         self._hold_if_bad(optimizer)
         return None
+
+    def before_scaled(self, optimizer: Any) -> None:
+        """A GradScaler has found no fault with the gradients, and has the optimizer take them."""
+        self._put_back()
+        self._on_device = False
+        self._optimizer = optimizer
+        self._models = [model for model in self._watcher.models_of(optimizer) if self._can_guard(model)]
+        if not self._models:
+            self._watcher.second_moments.before(optimizer, (), {})
+            return
+        for model in self._models:
+            model.catch_up()
+            # Rounds that were bad are the scaler's, and are over.
+            model.bad_round = None
+        if self._watcher.second_moments.overflows(optimizer, self._models, skipped=True):
+            self._held = HeldGradients(optimizer)
 
     def after(self, optimizer: Any) -> None:
         """The attempt is over: put everything back, and say what was skipped."""
@@ -120,7 +136,8 @@ class Guarding:
     def _hold_if_bad(self, optimizer: Any) -> None:
         for model in self._models:
             model.catch_up()
-        if any(_is_bad(model) for model in self._models):
+        overflows = self._watcher.second_moments.overflows
+        if any(_is_bad(model) for model in self._models) or overflows(optimizer, self._models, skipped=True):
             self._held = HeldGradients(optimizer)
 
     def _can_guard(self, model: WatchedModel) -> bool:

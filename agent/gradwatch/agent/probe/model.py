@@ -54,6 +54,8 @@ class WatchedModel:
             the host knows. It stays until the next round: one model may have several optimizers.
         bad_step: the step of that round.
         attempted: an update was attempted since that newest round.
+        reduced_magnitude: the largest of the newest round, NaN if there is one; 0 on a device, and for one
+            whose square does not overflow.
         reduced_excused: of the reduced gradients, while non-finite: whether a GradScaler's overflow was
             said to have made them so; None when nothing was said.
         recorder: of its last rounds.
@@ -80,6 +82,7 @@ class WatchedModel:
         self.bad_round: int | None = None
         self.bad_step = 0
         self.attempted = False
+        self.reduced_magnitude = 0.0
         self.reduced_excused: bool | None = None
         self.flight_told = False
         self._watcher = watcher
@@ -216,6 +219,7 @@ class WatchedModel:
         magnitude = self.look.reduced(moment, reduced)
         bad = magnitude is not None and not math.isfinite(magnitude)
         if magnitude is not None:
+            self.reduced_magnitude = magnitude
             self._watcher.end_reduced(self, moment, bad=bad, findings=lambda: self._reduced_findings(moment))
         if self.attempted:
             self.attempted, self.bad_round = False, None
@@ -260,6 +264,7 @@ class WatchedModel:
         """A checkpoint has been loaded: what went before is over, and written down."""
         self._moment = None
         self.last_round, self.bad_round, self.attempted = 0, None, False
+        self.reduced_magnitude = 0.0
         self.reduced_excused, self.flight_told = None, False
         self.recorder.start_over()
 
@@ -268,6 +273,14 @@ class WatchedModel:
         self._watcher.landed(self, self.look.arrived())
 
     # ------------------------------------------------------------------ about it
+
+    def key_of(self, parameter: torch.Tensor) -> int:
+        """The key of one of its parameters."""
+        return self._keys[id(parameter)]
+
+    def info_of(self, parameter: torch.Tensor) -> ParameterInfo:
+        """One of its parameters."""
+        return self._infos[self.key_of(parameter)]
 
     def info(self, key: int) -> ParameterInfo:
         """The parameter with this key."""

@@ -99,6 +99,11 @@ class Recorder:
             return None
         return float(self._magnitudes[(self._count - 1) % self._capacity, self._keys.index(key)])
 
+    @property
+    def newest(self) -> RoundFacts | None:
+        """The last round that was added."""
+        return self.rounds[-1] if self.rounds else None
+
     # ------------------------------------------------------------------ early warning
 
     def exploding(self) -> dict[str, Any] | None:

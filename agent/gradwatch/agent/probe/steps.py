@@ -96,6 +96,11 @@ class StepClock:
         self._counts(optimizer)
         return len(self._open) == 1
 
+    @property
+    def depth(self) -> int:
+        """Attempts under way, one inside the other."""
+        return len(self._open)
+
     def leave(self, attempt: Any, optimizer: Any) -> bool:
         """The attempt is over; the outermost one of our optimizer is a step.
 

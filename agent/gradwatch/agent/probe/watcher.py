@@ -27,6 +27,7 @@ from gradwatch.agent.probe.recorder import RoundFacts
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.saves import Saves, absolute
+from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Watcher:
     Attributes:
         single: watches the process for as long as it has no wrapped model.
         losses: of the backward passes.
+        second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         rounds: reductions finished in this process, over all its models: the logical clock.
         probe_seconds: time that the training has waited for the probe.
@@ -73,6 +75,7 @@ class Watcher:
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
         self.losses = Losses()
+        self.second_moments = SecondMoments(self)
         self.learning_rate: float | None = None
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
@@ -184,6 +187,9 @@ class Watcher:
     def has_several(self) -> bool:
         """Whether one watched model may be given what another one has made."""
         return len(self._models) > 1
+    def models(self) -> list[WatchedModel]:
+        """Those under watch now."""
+        return self._models
 
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
@@ -316,11 +322,11 @@ class Watcher:
             if warning is not None:
                 self.append("exploding", warning)
             if moment.round in self._locally_bad and moment.round not in self._excused:
-                self._tell_flight(model)
+                self.tell_flight(model)
         except Exception as error:
             self.fuses.blow(RECORDER, error)
 
-    def _tell_flight(self, model: WatchedModel) -> None:
+    def tell_flight(self, model: WatchedModel) -> None:
         """How it came to the first bad round of a stretch, once."""
         if model.flight_told:
             return
@@ -385,7 +391,7 @@ class Watcher:
         model.reduced_excused = excused = known.overflow and excusable
         self.append("reduced", reduced_message(model, moment, known, excused=excused))
         if not excused:
-            self._tell_flight(model)
+            self.tell_flight(model)
 
     def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
         """Read-outs have arrived from the device, oldest first."""
