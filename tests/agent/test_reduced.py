@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from tests.ranks import run_ranks
-from tests.training.magnitudes import CASES, EXPLODING_STEPS, STEPS, TOO_FAST_FROM
+from tests.training.magnitudes import CASES, CHECK_EVERY, EXPLODING_STEPS, STEPS, TOO_FAST_FROM
 
 
 @pytest.fixture(scope="module", params=["host", "device"])
 def told(request, tmp_path_factory):
     """What each rank journalled, and its last progress."""
     spool = tmp_path_factory.mktemp("spool")
-    results = run_ranks("tests.training.magnitudes", 2, [request.param], spool=spool)
+    every = {"GRADWATCH_REPLICA_CHECK_EVERY": str(CHECK_EVERY)}
+    results = run_ranks("tests.training.magnitudes", 2, [request.param], spool=spool, **every)
     assert not any("gradwatch:" in result.output for result in results), results[0].output
     return [
         [json.loads(line) for line in journal.read_text().splitlines()]
@@ -57,6 +59,44 @@ def test_an_overflow_of_a_scaled_loss_is_excused(told):
         assert not said(records, "of a scaled loss", "flight"), "it is no fault"
 
 
+def test_a_gradient_that_is_too_large_for_the_second_moment_is_said(told, request):
+    case = "too large for Adam"
+    if request.node.callspec.params["told"] == "device":
+        pytest.skip("on a device without a guard it is not looked at")
+    local = []
+    for records in told:
+        assert steps(records, case, "optimizer_state") == [3], "once per stretch, and not when it is clipped"
+        (one,) = said(records, case, "optimizer_state")
+        assert (one["optimizer"], one["skipped"], one["dtype"]) == ("Adam", False, "float32")
+        assert one["parameters_total"] == 4
+        assert (
+            one["magnitude"] > one["limit"] == pytest.approx((torch.finfo(torch.float32).max / 0.001) ** 0.5)
+        )
+        assert said(records, case, "flight")[0]["round"] == one["round"]
+        local.append(one["local_magnitude"])
+    # Each tells its own share in it.
+    assert local[0] < 1
+    assert local[1] > 1e20
+
+
+def test_a_parameter_that_differs_between_ranks_is_spelt_by_the_sums_that_differ(told):
+    case = "diverging replica"
+    ours, theirs = (said(records, case, "checksum") for records in told)
+    assert [one["step"] for one in ours] == [one["step"] for one in theirs]
+    assert len(ours) == (STEPS - 1) // CHECK_EVERY
+    assert ours[0] == theirs[0]
+    assert ours[0]["parameters"] == 12
+    differ = [
+        place
+        for place, pair in enumerate(zip(ours[1]["sums"], theirs[1]["sums"], strict=True))
+        if pair[0] != pair[1]
+    ]
+    # 1 + the bits of 8, the ordinal of "4.weight".
+    assert differ == [0, 1 + 3]
+    for records in told:
+        assert said(records, "too large for Adam", "checksum")
+
+
 def test_a_run_that_diverges_is_warned_of_before_its_first_bad_gradient(told):
     for records in told:
         (warning,) = said(records, "exploding", "exploding")
@@ -83,13 +123,12 @@ def test_a_run_that_diverges_is_warned_of_before_its_first_bad_gradient(told):
 
 
 def test_each_flight_comes_after_the_record_of_its_round(told):
+    bad_kinds = {"nonfinite", "reduced", "optimizer_state"}
     for records in told:
-        for place, record in enumerate(records):
-            if "flight" in record:
-                before = [next(iter(one.keys() - {"seq", "at"})) for one in records[:place]]
-                rounds = [
-                    one[kind]["round"]
-                    for one, kind in zip(records, before, strict=False)
-                    if "nonf" in kind or kind == "reduced"
-                ]
-                assert record["flight"]["round"] == rounds[-1]
+        bodies = [
+            (kind, body) for record in records for kind, body in record.items() if isinstance(body, dict)
+        ]
+        for place, (kind, body) in enumerate(bodies):
+            if kind == "flight":
+                before = [(one["root"], one["round"]) for name, one in bodies[:place] if name in bad_kinds]
+                assert before[-1] == (body["root"], body["round"])

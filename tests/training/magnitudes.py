@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 STEPS = 8
 EXPLODING_STEPS = 32
 TOO_FAST_FROM = 20
+TOO_LARGE_AT = (3, 4, 6)
+CLIPPED_AT = 6
+DIVERGES_AT = 5
+CHECK_EVERY = 3
 
 
 def train(rank: int, loss: Callable[[torch.Tensor, int, int], torch.Tensor], *, scaled: bool = False) -> None:
@@ -73,11 +77,43 @@ def explode(rank: int) -> None:
         optimizer.step()
 
 
+def too_large(rank: int) -> None:
+    """Finite gradients, in one bad update each, whose squares Adam cannot keep; nobody guards it."""
+    torch.manual_seed(2)
+    ddp = DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)))
+    optimizer = torch.optim.Adam(ddp.parameters(), lr=0.01)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        torch.manual_seed(10 * step + rank)
+        loss = ddp(torch.randn(3, 4)).pow(2).mean()
+        (loss * (1e25 if rank == 1 and step in TOO_LARGE_AT else 1.0)).backward()
+        if step == CLIPPED_AT:
+            nn.utils.clip_grad_norm_(ddp.parameters(), 1.0, foreach=False)
+        optimizer.step()
+
+
+def diverging_replica(rank: int) -> None:
+    """One bit of one parameter of rank 1 is another one from some step on."""
+    torch.manual_seed(2)
+    ddp = DistributedDataParallel(nn.Sequential(*(nn.Linear(3, 3) for _ in range(6))))
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    for step in range(STEPS):
+        if rank == 1 and step == DIVERGES_AT:
+            weight = ddp.module[4].weight.detach()
+            weight.view(torch.int32)[1, 2] ^= 1
+        optimizer.zero_grad()
+        torch.manual_seed(10 * step + rank)
+        ddp(torch.randn(3, 3)).pow(2).mean().backward()
+        optimizer.step()
+
+
 CASES: dict[str, Callable[[int], None]] = {
     "in the reduction": lambda rank: train(rank, overflowing(2, 3, 6)),
     "in the reduction, of one rank": lambda rank: train(rank, overflowing(2, on=1)),
     "before the reduction": lambda rank: train(rank, nan_on_rank_1),
     "of a scaled loss": lambda rank: train(rank, overflowing(2), scaled=True),
+    "too large for Adam": too_large,
+    "diverging replica": diverging_replica,
     "exploding": explode,
 }
 

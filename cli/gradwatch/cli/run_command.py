@@ -65,6 +65,16 @@ def run(
             help="Start the command again after a rollback, or exit with 75 and leave that to a supervisor.",
         ),
     ] = OnRollback.RESTART,
+    replica_check_every: Annotated[
+        int | None,
+        typer.Option(
+            envvar="GRADWATCH_REPLICA_CHECK_EVERY",
+            metavar="N",
+            min=0,
+            help="Compare the ranks' parameters every N rounds; 0 for never.",
+            show_default="100",
+        ),
+    ] = None,
     require_watch: Annotated[
         bool,
         typer.Option(
@@ -119,6 +129,7 @@ def run(
                 policy=None if policy is None else policy_file.read(policy),
                 rules=Rules(restarts=on_rollback is OnRollback.RESTART),
                 report=None if report is None else report.absolute(),
+                replica_check_every=replica_check_every,
                 require_watch=require_watch,
                 drain_seconds=drain_timeout,
                 quiet=quiet,

@@ -52,6 +52,7 @@ class DDPModel(WatchedModel):
     """
 
     source = "ddp-bucket"
+    replicates = True
 
     def __init__(self, watcher: Watcher, ddp: Any, parameters: Sequence[torch.Tensor], root: int) -> None:
         self.averaging = Averaging(

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.parameters import Names, name_parameters
 from gradwatch.agent.probe.passes import Passes, origin_of
+from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
+from gradwatch.agent.probe.replica import ReplicaCheck
 from gradwatch.agent.probe.rounds import DeviceLook, HostLook, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class WatchedModel:
         group_size: ranks that reduce together.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
+        replicates: whether each rank of the group holds the same parameters.
         last_round: the newest round that was reduced.
         last_step: the step of that round.
         bad_round: the first round since the last update whose reduced gradients are bad, as far as
@@ -64,6 +68,7 @@ class WatchedModel:
 
     source = "gradient"
     reduces = True
+    replicates = False
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class WatchedModel:
         self._module = None if module is None else weakref.ref(module)
         self.recorder = Recorder(root, self._infos)
         self._on_cuda = device.type == "cuda"
+        self._new_event: Callable[[], Any] | None = None
         self.look = self._choose_look(device, len(self._infos))
         self._passes = Passes(
             self.look.fact,
@@ -114,6 +120,7 @@ class WatchedModel:
             weights=self._two_parameters,
         )
         self._pass: Pass | None = None
+        self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
 
     def follow_arrivals(self) -> None:
         """Have every parameter tell when its gradient arrives."""
@@ -204,6 +211,7 @@ class WatchedModel:
             moment = self._moment = watcher.begin_round(
                 self.root, self._passes.take(), self._parameter_fact()
             )
+            self._check_replicas(moment)
         findings = self.look.local(moment, bucket, brief=watcher.brief)
         if findings is not None:
             watcher.found(self, findings)
@@ -213,6 +221,24 @@ class WatchedModel:
             if isinstance(self.look, HostLook):
                 watcher.remember(self, moment, moment.loss, moment.loss_scale)
             watcher.end_local(moment, seen=isinstance(self.look, HostLook))
+
+    def _check_replicas(self, moment: Moment) -> None:
+        """Before the update, parameters are as the last one left them: the same on every rank."""
+        if not self._replicas.is_due() or not self.fuses.intact(replica.PART):
+            return
+        try:
+            comparable = self.replicates and self._group_size == world_size() > 1
+            if comparable and self.why_ranks_may_disagree() is None:
+                self._replicas.begin(moment.round, moment.step, self.parameters())
+                self.tell_checksum()
+        except Exception as error:
+            self.fuses.blow(replica.PART, error)
+
+    def tell_checksum(self, *, wait: bool = False) -> None:
+        """Write down a checksum that has arrived."""
+        checksum = self._replicas.arrived(wait=wait)
+        if checksum is not None:
+            self._watcher.append("checksum", {"root": self.root, **checksum})
 
     def look_after(self, moment: Moment, reduced: Sequence[torch.Tensor]) -> None:
         """Look at what the reductions of a round gave."""
@@ -271,6 +297,12 @@ class WatchedModel:
     def catch_up(self) -> None:
         """Write down what is known by now of earlier rounds."""
         self._watcher.landed(self, self.look.arrived())
+        self.tell_checksum()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether something of it is to be read out still."""
+        return self.look.under_way or self._replicas.under_way
 
     # ------------------------------------------------------------------ about it
 
@@ -327,6 +359,7 @@ class WatchedModel:
         return self._device_look(device, parameters, torch.cuda.Event)
 
     def _device_look(self, device: torch.device, parameters: int, new_event: Callable[[], Any]) -> DeviceLook:
+        self._new_event = new_event
         return DeviceLook(
             _VALUES_PER_PARAMETER * parameters + _VALUES_OF_PASSES,
             device,

@@ -24,6 +24,8 @@ class Settings:
     guard: GuardPolicy | None
     checkpoints_root: Path | None
     autopsy: bool = True
+    # Rounds between two checksums of the parameters; 0 for none.
+    replica_check_every: int = 100
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
@@ -45,4 +47,5 @@ class Settings:
             guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
             checkpoints_root=Path(root) if root else None,
             autopsy=environ.get("GRADWATCH_AUTOPSY") != "off",
+            replica_check_every=int(environ.get("GRADWATCH_REPLICA_CHECK_EVERY") or 100),
         )

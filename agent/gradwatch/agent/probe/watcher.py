@@ -559,6 +559,7 @@ class Watcher:
         """Wait for the read-outs under way."""
         for model in [*self._departed, *self._models]:
             self.landed(model, model.look.arrived(wait=True))
+            model.tell_checksum(wait=True)
 
     def _new_journal(self, identity: Identity) -> Journal:
         name = spool.rank_journal_name(identity.rank, identity.incarnation)
@@ -587,7 +588,8 @@ class Watcher:
 
     def _is_read_out(self, model: WatchedModel) -> bool:
         self.landed(model, model.look.arrived())
-        return not model.look.under_way
+        model.tell_checksum()
+        return not model.under_way
 
     def _settle(self, moment: Moment) -> None:
         self.forget(moment)

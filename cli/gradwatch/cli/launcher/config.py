@@ -27,6 +27,7 @@ class RunConfig:
         access: what the sidecar shows and trusts; its certificate and token are the own collector's too.
         policy: the job's, read and checked; None for none.
         rules: how the command is stopped and started; whether it obeys follows from the policy.
+        replica_check_every: rounds between two checksums of the parameters; 0 for never, None for the default.
         report: where the report goes; None for nowhere.
         require_watch: a job that is not wholly watched is a failure.
         drain_seconds: how long to go on shipping after the command has ended.
@@ -41,6 +42,7 @@ class RunConfig:
     access: Access = dataclasses.field(default_factory=Access)
     policy: RunPolicy | None = None
     rules: Rules = dataclasses.field(default_factory=Rules)
+    replica_check_every: int | None = None
     report: Path | None = None
     require_watch: bool = False
     drain_seconds: float = 10.0

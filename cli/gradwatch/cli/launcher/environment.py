@@ -38,7 +38,12 @@ _JOB_CHARACTERS = 128
 
 
 def for_command(
-    environ: Mapping[str, str], *, spool: Path | None, job: str, policy: RunPolicy | None = None
+    environ: Mapping[str, str],
+    *,
+    spool: Path | None,
+    job: str,
+    policy: RunPolicy | None = None,
+    replica_check_every: int | None = None,
 ) -> dict[str, str]:
     """The command's environment.
 
@@ -46,6 +51,7 @@ def for_command(
         environ: the launcher's own.
         spool: where the probe writes; None when the job runs unwatched.
         job: the job's name.
+        replica_check_every: rounds between two checksums of the parameters; None leaves it as it is.
         policy: the job's; its guard is told to the probe, and only our own orders say what to resume.
     """
     env = {name: value for name, value in environ.items() if name not in _OURS}
@@ -66,6 +72,8 @@ def for_command(
     if policy is not None and policy.checkpoints is not None:
         # Ranks that load in process take no path from outside of it.
         env[_ROOT] = policy.checkpoints.root
+    if replica_check_every is not None:
+        env["GRADWATCH_REPLICA_CHECK_EVERY"] = str(replica_check_every)
     # torchrun's restarts read rendezvous keys of the attempt before (pytorch issue 135712).
     env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env

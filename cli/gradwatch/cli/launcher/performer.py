@@ -146,6 +146,7 @@ class Performer:
             spool=None if self._spool is None else self._spool.folder,
             job=config.job,
             policy=config.policy,
+            replica_check_every=config.replica_check_every,
         )
         if config.policy is not None and self._spool is not None:
             env |= resume.variables(order) | {"GRADWATCH_GENERATION": str(life.generation)}
