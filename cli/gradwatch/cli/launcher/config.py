@@ -27,7 +27,7 @@ class RunConfig:
         access: what the sidecar shows and trusts; its certificate and token are the own collector's too.
         policy: the job's, read and checked; None for none.
         rules: how the command is stopped and started; whether it obeys follows from the policy.
-        replica_check_every: rounds between two checksums of the parameters; 0 for never, None for the default.
+        replica_check_every: rounds between two checksums of the parameters; 0 for never, None by default.
         report: where the report goes; None for nowhere.
         require_watch: a job that is not wholly watched is a failure.
         drain_seconds: how long to go on shipping after the command has ended.
