@@ -40,12 +40,13 @@ def test_a_guarded_run_has_the_weights_of_a_run_without_those_updates(tmp_path):
     assert all(tensor.isfinite().all() for case in guarded.values() for tensor in case["weights"].values())
 
     # Every rank skipped the same updates, and said so.
-    said = []
+    said, too_large = [], []
     for journal in sorted(spool.glob("rank*.jsonl")):
         records = [json.loads(line) for line in journal.read_text().splitlines()]
         said.append([record["skipped"] for record in records if "skipped" in record])
         replays = [record["autopsy"]["replay"] for record in records if "autopsy" in record]
         assert "REPLAY_REPRODUCED" in replays, "bitwise equal across an autopsy, too"
+        too_large.append([one["optimizer_state"] for one in records if "optimizer_state" in one])
     assert said[0] == said[1]
     assert len(said[0]) == len(BAD) * (len(CASES) - len(LEFT_ALONE))
     # Steps 4, 8 and 9 of each case: two in a row are the policy's limit.
@@ -53,6 +54,14 @@ def test_a_guarded_run_has_the_weights_of_a_run_without_those_updates(tmp_path):
     assert [skip["exhausted"] for skip in said[0][:3]] == [False, False, True]
     rounds = [skip["round"] for skip in said[0]]
     assert len(set(rounds)) == len(rounds), "each skip is of a round of its own"
+    # Finite gradients that the second moment cannot keep: once per stretch, of each optimizer.
+    of_round = [[(one["root"], one["round"], one["parameter"]) for one in told] for told in too_large]
+    assert of_round[0] == of_round[1]
+    assert {one["root"] for one in too_large[0]} == {
+        root for root, name in enumerate(CASES) if name.startswith("too-large")
+    }
+    assert all(one["skipped"] and one["magnitude"] > one["limit"] for told in too_large for one in told)
+    assert {one["round"] for one in too_large[0]} <= set(rounds)
 
 
 def test_the_guard_is_off_and_says_so_where_ranks_could_disagree(tmp_path):

@@ -304,6 +304,11 @@ class WatchedModel:
         """Whether something of it is to be read out still."""
         return self.look.under_way or self._replicas.under_way
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that is kept for it, at most."""
+        return self.recorder.nbytes + self.look.nbytes
+
     # ------------------------------------------------------------------ about it
 
     def key_of(self, parameter: torch.Tensor) -> int:

@@ -158,7 +158,13 @@ class Bucket:
 
 
 class Look(Protocol):
-    """How gradients of one device are looked at."""
+    """How gradients of one device are looked at.
+
+    Attributes:
+        nbytes: of memory that it keeps.
+    """
+
+    nbytes: int
 
     def fact(self, tensors: Sequence[torch.Tensor]) -> Fact:
         """Whether tensors, of any devices and dtypes, are all finite."""
@@ -193,6 +199,8 @@ class Look(Protocol):
 
 class HostLook:
     """For gradients in host memory: one pass over the bucket, parameter by parameter."""
+
+    nbytes = 0
 
     def __init__(self) -> None:
         self._magnitudes = Magnitudes()
@@ -285,6 +293,8 @@ class DeviceLook:
         self._with_flag = with_flag
         self._device = device
         self._ring: Ring[_Flight] = Ring(SLOTS, capacity, device, new_event)
+        # On the device and on the host, in fp64.
+        self.nbytes = SLOTS * capacity * 2 * 8
         self._slot: Slot[_Flight] | None = None
         self._lost = lost
         self._unseen: list[Moment] = []

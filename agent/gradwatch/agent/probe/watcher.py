@@ -414,6 +414,11 @@ class Watcher:
         if results:
             self.write_progress()
 
+    @property
+    def probe_memory(self) -> int:
+        """Bytes that the probe keeps, beside what is there for a replay of a bad pass."""
+        return sum(model.nbytes for model in self._models)
+
     def drop(self, reason: str) -> None:
         """Count something that was not written or not looked at."""
         self._dropped[reason] = self._dropped.get(reason, 0) + 1
