@@ -52,9 +52,14 @@ def decay_of(optimizer: Any, group: dict[str, Any]) -> float | None:
     return 0.0 if names & _SUMMING else None
 
 
+def keeps_squares(optimizer: Any) -> bool:
+    """Whether the optimizer is known to keep a second moment."""
+    return any(decay_of(optimizer, group) is not None for group in optimizer.param_groups)
+
+
 def limit_of(dtype: torch.dtype, decay: float) -> float:
     """The largest magnitude whose square a second moment of this dtype can take."""
-    return math.inf if decay >= 1.0 else math.sqrt(torch.finfo(dtype).max / (1.0 - decay))
+    return math.inf if decay >= 1.0 else math.sqrt(torch.finfo(dtype).max) / math.sqrt(1.0 - decay)
 
 
 def limits(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:

@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.guard import after_closure
-from gradwatch.agent.probe.overflow import could_overflow, overflow_in
+from gradwatch.agent.probe.overflow import could_overflow, keeps_squares, overflow_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +43,8 @@ class SecondMoments:
         Returns:
             Other arguments for `step`, or None.
         """
+        if not keeps_squares(optimizer):
+            return None
 
         def look() -> None:
             self.overflows(optimizer, self._watcher.models, skipped=False)
@@ -55,13 +57,23 @@ class SecondMoments:
     def overflows(self, optimizer: Any, models: Sequence[WatchedModel], *, skipped: bool) -> bool:
         """Whether the optimizer's second moment would overflow by its gradients as they are now.
 
-        The same on every rank, as the reduced gradients are.
+        The same on every rank, as the reduced gradients are. Never raises: a closure of the script's may be
+        what calls it.
 
         Args:
             optimizer: about to take them.
             models: watched, on the host; others than those that it updates do no harm.
             skipped: the guard will keep the update from being applied; for the record.
         """
+        if not self._watcher.fuses.intact(PART):
+            return False
+        try:
+            return self._overflows(optimizer, models, skipped=skipped)
+        except Exception as error:
+            self._watcher.fuses.blow(PART, error)
+            return False
+
+    def _overflows(self, optimizer: Any, models: Sequence[WatchedModel], *, skipped: bool) -> bool:
         largest = max((model.reduced_magnitude for model in models), default=0.0)
         over = None
         if math.isfinite(largest) and could_overflow(optimizer, largest):
