@@ -227,7 +227,7 @@ class WatchedModel:
         if not self._replicas.is_due() or not self.fuses.intact(replica.PART):
             return
         try:
-            comparable = self.replicates and self._group_size == world_size() > 1
+            comparable = self.replicates and self.group_size == world_size() > 1
             if comparable and self.why_ranks_may_disagree() is None:
                 self._replicas.begin(moment.round, moment.step, self.parameters())
                 self.tell_checksum()

@@ -187,6 +187,8 @@ class Watcher:
     def has_several(self) -> bool:
         """Whether one watched model may be given what another one has made."""
         return len(self._models) > 1
+
+    @property
     def models(self) -> list[WatchedModel]:
         """Those under watch now."""
         return self._models
@@ -402,10 +404,9 @@ class Watcher:
                 # A micro-batch that is read out before its round is over.
                 self.forget(result.moment)
             else:
+                if result.moment.magnitudes:
+                    self.remember(model, result.moment, result.loss, result.loss_scale)
                 self._settle(result.moment)
-            if result.moment.magnitudes:
-                self.remember(model, result.moment, result.loss, result.loss_scale)
-            self._settle(result.moment)
             if result.reduced_bad is not None:
                 bad, told = result.reduced_bad, result.reduced_findings
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
