@@ -186,7 +186,7 @@ def test_the_operator_is_named_with_its_line_and_inputs():
     assert described.first.replay.module == "head"
     assert (
         "Its batch and its weights were finite; aten.log.default in head made it in the forward pass, called "
-        "from train.py:42 (return p.log()). Its input ranged from 0 to 3.25."
+        "from train.py:42 (return p.log()). It was given 0 to 3.25."
     ) in described.verdict
     assert described.likely[0].kind == "domain"
     assert len(described.verdict) <= 4

@@ -127,15 +127,9 @@ def _domain(case: Case) -> Guess | None:
     operator, name = _operator(case)
     if operator is None or not (name in _DOMAIN or name.removesuffix("_backward") in _DOMAIN):
         return None
-    ranges = [
-        f"{one.min:.3g} to {one.max:.3g}"
-        for one in operator.inputs
-        if one.min is not None and one.max is not None
-    ]
-    got = f" got values from {' and '.join(ranges)}" if ranges else " got a value outside of what it can take"
     return Guess(
         LikelyKind.DOMAIN,
-        f"{operator.name}{got}, at the edge of what it is defined for",
+        f"what {operator.name} was given is at the edge of what it is defined for",
         "Keep its input away from that edge: add a small epsilon or clamp it.",
     )
 

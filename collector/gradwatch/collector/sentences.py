@@ -221,11 +221,11 @@ def _what(first: Sighting) -> tuple[str, ...]:
     line = "" if operator.source is None else f", called from {operator.source}"
     code = "" if operator.code is None else f" ({operator.code:.80})"
     ranges = [
-        f"{one.min:.3g} to {one.max:.3g}"
+        f"{one.min:.3g}" if one.min == one.max else f"{one.min:.3g} to {one.max:.3g}"
         for one in operator.inputs
         if one.min is not None and one.max is not None
     ]
-    inputs = f" Its input ranged from {' and '.join(ranges)}." if ranges else ""
+    inputs = f" It was given {' and '.join(ranges)}." if ranges else ""
     pass_ = "backward" if operator.phase is Phase.BACKWARD else "forward"
     before = "" if first.phase is None else _FINITE_BEFORE[first.phase]
     return (f"{before}{operator.name}{where} made it in the {pass_} pass{line}{code}.{inputs}",)
