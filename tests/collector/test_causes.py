@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
-from gradwatch.collector import document
+from gradwatch.collector import document, tables
 from gradwatch.collector import observations as obs
-from gradwatch.collector.model import Cause, Judgement, LikelyKind, Status, UnknownReason
+from gradwatch.collector.fold import fold
+from gradwatch.collector.model import (
+    Cause,
+    Event,
+    Incident,
+    Judgement,
+    LikelyKind,
+    Status,
+    UnknownReason,
+    apply,
+)
 from gradwatch.collector.replicas import differing, odd_ones
 from tests.collector.history import (
     NOW,
@@ -342,9 +354,6 @@ def test_checksums_that_agree_leave_nothing_behind():
     logged = []
     for turn, rank in itertools.product(range(5), range(2)):
         parts = [batch(f"r{rank}", 2 + turn, checksum(10 * turn, 5, 6))]
-        from gradwatch.collector.fold import fold
-        from gradwatch.collector.model import apply
-
         changes = fold(told.state, report(*parts), told.config, NOW)
         logged += changes.events
         told.state = apply(told.state, changes)
@@ -403,3 +412,16 @@ def test_a_launch_that_has_ended_leaves_a_reduction_without_a_maker_if_all_were_
     told = Told().hellos(2)
     told.tell(*told_of(0, 7, reduced(7)), *told_of(1, 7, reduced(7)), batch("l", 0, launch_ended("l")))
     assert told.incident.verdict.cause is Cause.REDUCTION
+
+
+def test_a_nan_of_the_recorder_is_read_back_from_the_store():
+    told = Told().hellos(1)
+    course = flight(20, GROWING)
+    told.tell(*told_of(0, 20, nonfinite(20), course))
+    read = TypeAdapter(Incident).validate_json(tables.incident_row(told.incident)["state"])
+    assert repr(read) == repr(told.incident)
+    assert math.isnan(read.evidence.flown[0].flight.steps[-1].magnitudes[0])
+    event = Event("j", None, 0, "r0", 2, None, NOW, course)
+    body = json.loads(tables.event_row(event)["body"])
+    assert body["steps"][-1]["magnitudes"] == ["NaN"]
+    assert repr(TypeAdapter(obs.Flight).validate_python(body)) == repr(course)

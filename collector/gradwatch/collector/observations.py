@@ -201,6 +201,9 @@ class FlightStep:
         magnitudes: by parameter, as in `Flight.parameters`.
     """
 
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
+
     round: int
     step: int
     loss: float | None

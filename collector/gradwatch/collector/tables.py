@@ -149,7 +149,7 @@ def audit_row(value: Entry) -> dict[str, Any]:
 def event_row(value: Event) -> dict[str, Any]:
     """An accepted record as a row; its body is canonical JSON."""
     kind = type(value.body)
-    body = _BODIES[kind].dump_python(value.body, mode="json")
+    body = json.loads(_BODIES[kind].dump_json(value.body))
     return {
         "job": value.job,
         "generation": None if value.attempt is None else value.attempt.generation,
