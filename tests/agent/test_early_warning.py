@@ -62,6 +62,7 @@ def test_when_it_warns(before, now, warns):
 def test_one_small_parameter_that_grows_alone_is_no_explosion():
     history = torch.tensor([[1.0, 1e-9]] * 10, dtype=torch.float64)
     assert grown(history, torch.tensor([1.0, 1e-4], dtype=torch.float64), LIMITS) is None
+    assert grown(history, torch.tensor([50.0, 1e-4], dtype=torch.float64), LIMITS) is None
     assert grown(history, torch.tensor([1e4, 1e-4], dtype=torch.float64), LIMITS).places == [1, 0]
 
 
