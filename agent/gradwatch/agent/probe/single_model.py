@@ -115,16 +115,17 @@ class SingleModel(WatchedModel):
         entering = True if gradients is None else self._fact(gradients)
         moment = self._begun = self._begin(Pass(output=loss, entering=entering, scaled_loss=self._scaled))
         if isinstance(self.look, HostLook):
-            carried = [(key, grad) for key, grad in self._gradients_by_key() if key in self._spoilt]
-            bad = {key for key, gradient in carried if not self.look.fact([gradient])}
-            self._spoilt = bad
+            if self._spoilt:
+                carried = [one for one in self._gradients_by_key() if one[0] in self._spoilt]
+                self._spoilt = {key for key, gradient in carried if not self.look.fact([gradient])}
+            bad = self._spoilt
         else:
             carried = self._gradients_by_key()
             bad = {key for key, _ in carried}
             if carried:
                 self.look.local(moment, Bucket(_BEFORE, None, lambda: carried), brief=False)
         if self._moment is None:
-            self._old = bad
+            self._old = set(bad)
         self._watcher.spent(time.perf_counter() - began)
 
     def backward_ended(self, order: Sequence[int]) -> None:
