@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gradwatch.agent.probe.settings import Settings
 from gradwatch.cli.launcher import environment, job_view, report, supervise, watch
 from gradwatch.cli.launcher.job_view import JobView
 from gradwatch.cli.launcher.watch import Circumstances, Line, Said, Weight
@@ -56,6 +57,14 @@ def test_environment_of_the_command(environ, expected):
     made = environment.for_command(environ, spool=Path("/spool"), job="j")
     assert expected.items() <= made.items()
     assert made["GRADWATCH_SPOOL"] == "/spool"
+
+
+@pytest.mark.parametrize("autopsy", [True, False])
+def test_the_command_is_told_whether_to_replay(autopsy):
+    made = environment.for_command({}, spool=Path("/spool"), job="j", autopsy=autopsy)
+    settings = Settings.from_environment(made)
+    assert settings is not None
+    assert settings.autopsy == autopsy
 
 
 def test_an_unwatched_command_does_not_write_into_an_outer_runs_spool():

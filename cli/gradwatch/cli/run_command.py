@@ -83,6 +83,14 @@ def run(
             help="Exit with 2 unless every rank was watched.",
         ),
     ] = False,
+    autopsy: Annotated[
+        bool,
+        typer.Option(
+            "--autopsy/--no-autopsy",
+            envvar="GRADWATCH_AUTOPSY",
+            help="Replay a bad micro-batch in a forked process, to name the operator in which it went bad.",
+        ),
+    ] = True,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -131,6 +139,7 @@ def run(
                 report=None if report is None else report.absolute(),
                 replica_check_every=replica_check_every,
                 require_watch=require_watch,
+                autopsy=autopsy,
                 drain_seconds=drain_timeout,
                 quiet=quiet,
             )

@@ -46,6 +46,6 @@ class Settings:
             resume_step=int(resume_step) if resume_step else None,
             guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
             checkpoints_root=Path(root) if root else None,
-            autopsy=environ.get("GRADWATCH_AUTOPSY") != "off",
             replica_check_every=int(environ.get("GRADWATCH_REPLICA_CHECK_EVERY") or 100),
+            autopsy=environ.get("GRADWATCH_AUTOPSY", "").lower() not in {"off", "no", "false", "0"},
         )

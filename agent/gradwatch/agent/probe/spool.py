@@ -13,6 +13,7 @@ A spool is the folder of one run on one node, named to its processes by GRADWATC
       sidecar.lock                           locked by the sidecar that ships this spool
       status.json                            the job as the collector sees it, for the launcher
       order.json                             the collector's newest order for the launcher
+      capsules/                              micro-batches that another rank may replay
 
 Standard library only: the probe imports this.
 """
@@ -35,6 +36,8 @@ AUTOLOADED = "autoloaded"
 SIDECAR_LOCK = "sidecar.lock"
 STATUS = "status.json"
 ORDER = "order.json"
+CAPSULES = "capsules"
+CAPSULE_SUFFIX = ".capsule"
 
 _SEGMENT = re.compile(r"(?P<name>[a-z]+\d*-(?P<incarnation>[0-9a-f]{32}))\.(?P<index>\d{6})\.jsonl")
 

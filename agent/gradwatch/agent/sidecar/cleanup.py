@@ -30,6 +30,16 @@ def remove_spool(folder: Path) -> None:
             )
             if ours:
                 path.unlink(missing_ok=True)
+        _remove_capsules(folder / spool.CAPSULES)
         # The lock goes last: while it is there, no other sidecar takes the folder on.
         (folder / spool.SIDECAR_LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _remove_capsules(folder: Path) -> None:
+    """What killed ranks have left there: whole capsules, and parts that are named after a process."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.suffix == spool.CAPSULE_SUFFIX or path.suffix[1:].isdigit():
+                path.unlink(missing_ok=True)
         folder.rmdir()

@@ -30,6 +30,7 @@ class RunConfig:
         replica_check_every: rounds between two checksums of the parameters; 0 for never, None by default.
         report: where the report goes; None for nowhere.
         require_watch: a job that is not wholly watched is a failure.
+        autopsy: bad micro-batches are replayed.
         drain_seconds: how long to go on shipping after the command has ended.
         quiet: say only what is wrong.
     """
@@ -45,6 +46,7 @@ class RunConfig:
     replica_check_every: int | None = None
     report: Path | None = None
     require_watch: bool = False
+    autopsy: bool = True
     drain_seconds: float = 10.0
     quiet: bool = False
 

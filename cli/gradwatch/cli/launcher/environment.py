@@ -32,6 +32,7 @@ _OURS = (
     "GRADWATCH_TLS_KEY",
     "GRADWATCH_TOKEN_FILE",
 )
+_AUTOPSY = "GRADWATCH_AUTOPSY"
 _GUARD = "GRADWATCH_GUARD"
 _ROOT = "GRADWATCH_CHECKPOINTS_ROOT"
 _JOB_CHARACTERS = 128
@@ -44,6 +45,7 @@ def for_command(
     job: str,
     policy: RunPolicy | None = None,
     replica_check_every: int | None = None,
+    autopsy: bool = True,
 ) -> dict[str, str]:
     """The command's environment.
 
@@ -53,6 +55,7 @@ def for_command(
         job: the job's name.
         replica_check_every: rounds between two checksums of the parameters; None leaves it as it is.
         policy: the job's; its guard is told to the probe, and only our own orders say what to resume.
+        autopsy: bad micro-batches are replayed.
     """
     env = {name: value for name, value in environ.items() if name not in _OURS}
     nested = is_nested(environ)
@@ -74,6 +77,7 @@ def for_command(
         env[_ROOT] = policy.checkpoints.root
     if replica_check_every is not None:
         env["GRADWATCH_REPLICA_CHECK_EVERY"] = str(replica_check_every)
+    env[_AUTOPSY] = "on" if autopsy else "off"
     # torchrun's restarts read rendezvous keys of the attempt before (pytorch issue 135712).
     env.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     return env

@@ -147,6 +147,7 @@ class Performer:
             job=config.job,
             policy=config.policy,
             replica_check_every=config.replica_check_every,
+            autopsy=config.autopsy,
         )
         if config.policy is not None and self._spool is not None:
             env |= resume.variables(order) | {"GRADWATCH_GENERATION": str(life.generation)}

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.autopsy.capsule import Capsule
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FOLDER = "capsules"
-_SUFFIX = ".capsule"
 # As it is before `patch_saves`: this is no checkpoint.
 _save = torch.save
 
@@ -32,12 +31,12 @@ class Shelf:
     """The folder of one host's capsules.
 
     Args:
-        spool: the run's.
+        folder: the spool of the run.
         attempt: what the ranks of this rendezvous have in common.
     """
 
-    def __init__(self, spool: Path, attempt: str) -> None:
-        self._folder = spool / FOLDER
+    def __init__(self, folder: Path, attempt: str) -> None:
+        self._folder = folder / spool.CAPSULES
         self._attempt = attempt
         self._own: Path | None = None
 
@@ -65,7 +64,7 @@ class Shelf:
         self.clear()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._forget_other_attempts()
-        path = self._folder / f"{self._prefix(name)}{rank}{_SUFFIX}"
+        path = self._folder / f"{self._prefix(name)}{rank}{spool.CAPSULE_SUFFIX}"
         unfinished = path.with_suffix(f".{os.getpid()}")
         try:
             fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -90,7 +89,7 @@ class Shelf:
             OSError: it cannot be read.
         """
         prefix = self._prefix(name)
-        for path in sorted(self._folder.glob(f"{prefix}*{_SUFFIX}")):
+        for path in sorted(self._folder.glob(f"{prefix}*{spool.CAPSULE_SUFFIX}")):
             taken = path.with_suffix(f".{os.getpid()}")
             try:
                 path.rename(taken)
@@ -107,7 +106,11 @@ class Shelf:
                 tuple(content["autocast"]),
                 content["entering"],
             )
-            return int(path.name.removeprefix(prefix).removesuffix(_SUFFIX)), capsule, content["about"]
+            return (
+                int(path.name.removeprefix(prefix).removesuffix(spool.CAPSULE_SUFFIX)),
+                capsule,
+                content["about"],
+            )
         return None
 
     def clear(self) -> None:

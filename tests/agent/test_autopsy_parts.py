@@ -1,0 +1,231 @@
+"""The parts of an autopsy, one by one: provenance, capsules, the child, the shelf."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import signal
+import stat
+
+import pytest
+import torch
+
+from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
+from gradwatch.agent.probe.autopsy.child import ChildError, in_child
+from gradwatch.agent.probe.autopsy.provenance import Event, Given, on_purpose, origin_of
+from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf
+from gradwatch.agent.probe.autopsy.values import FINITE, Kinds, described, kinds_of
+from gradwatch.agent.sidecar.cleanup import remove_spool
+
+NAN, POSITIVE, NEGATIVE = Kinds(nan=True), Kinds(positive=True), Kinds(negative=True)
+MASK = Given("constant", NEGATIVE)
+WEIGHT = Given("parameter", NEGATIVE)
+
+
+# ---------------------------------------------------------------- provenance
+
+
+@pytest.mark.parametrize(
+    ("gave", "bad", "numbers", "masked"),
+    [
+        # masked_fill(scores, mask, -inf)
+        (NEGATIVE, [], NEGATIVE, True),
+        # the scores and a mask that is a buffer, added
+        (NEGATIVE, [MASK], FINITE, True),
+        # the softmax of a row that is masked wholly
+        (NAN, [MASK], FINITE, False),
+        # an overflow beside a mask
+        (NEGATIVE | POSITIVE, [MASK], FINITE, False),
+        # log(0)
+        (NEGATIVE, [], FINITE, False),
+        # fill_(nan) is no mask
+        (NAN, [], NAN, False),
+        # infinite weights are no mask
+        (NEGATIVE, [WEIGHT], FINITE, False),
+    ],
+)
+def test_infinities_that_are_there_on_purpose(gave, bad, numbers, masked):
+    assert on_purpose(gave, bad, numbers) == masked
+
+
+def event(index, *bad, masked=False):
+    return Event(index, NAN, bad, masked, None)
+
+
+def test_the_origin_is_the_first_operator_that_the_result_depends_on():
+    unused = event(1)
+    log, exp = event(2), event(3)
+    both = event(5, event(4, log, MASK), exp)
+    assert origin_of(both) is log
+    assert origin_of(event(6, exp, unused, masked=False)) is unused
+    # A mask is passed over on the way back, and what makes NaN of it is the origin.
+    softmax = event(8, event(7, MASK, masked=True))
+    assert origin_of(event(9, softmax)) is softmax
+
+
+def test_without_an_operator_it_is_what_was_bad_from_the_start():
+    assert origin_of(event(2, event(1, WEIGHT))) is WEIGHT
+    # Running statistics that were spoilt by the same pass do not hide who spoilt them.
+    log = event(1)
+    assert origin_of(event(2, Given("constant", NAN), log)) is log
+
+
+def test_kinds_and_ranges_of_values():
+    assert kinds_of(torch.tensor([math.nan, math.inf, 1.0])) == NAN | POSITIVE
+    assert kinds_of(torch.full((4,), 3e38)) == FINITE, "only the sum overflows"
+    assert kinds_of(-math.inf) == NEGATIVE
+    assert kinds_of(torch.tensor([1, 2])) == FINITE
+    assert (NAN | POSITIVE).value == "VALUE_NAN"
+    assert described(torch.tensor([[1.0, math.inf, -2.0]])) == {
+        "dtype": "float32",
+        "shape": [1, 3],
+        "nonfinite": 1,
+        "min": -2.0,
+        "max": 1.0,
+    }
+    assert described(torch.tensor([3, 5]))["max"] == 5.0
+    assert described(torch.empty(0)) == {"dtype": "float32", "shape": [0], "nonfinite": 0}
+    assert described(math.nan) == {"dtype": "float", "shape": [], "nonfinite": 1}
+
+
+# ---------------------------------------------------------------- capsules
+
+
+def begin(capsules, *tensors):
+    return capsules.begin(tensors, {}, tensors, None, tuple)
+
+
+def test_older_capsules_make_room_and_a_large_one_is_not_kept():
+    capsules = Capsules(cap_bytes=100)
+    first, second = begin(capsules, torch.zeros(10)), begin(capsules, torch.zeros(10))
+    assert first.why_not() == second.why_not() == ""
+    third = begin(capsules, torch.zeros(10))
+    assert "took its place" in first.why_not()
+    assert first.nbytes == 0
+    assert second.why_not() == third.why_not() == ""
+    large = begin(capsules, torch.zeros(26))
+    assert "at most" in large.why_not()
+    assert second.why_not() == "", "what is not kept displaces nothing"
+    # The gradient at the output counts, too.
+    capsules.entered(third, [(0, 0)], [torch.zeros(20)])
+    assert "at most" in third.why_not()
+
+
+def test_a_capsule_that_is_gone_takes_no_room():
+    capsules = Capsules(cap_bytes=100)
+    first = begin(capsules, torch.zeros(20))
+    del first
+    second = begin(capsules, torch.zeros(20))
+    assert second.why_not() == ""
+    second.release()
+    third = begin(capsules, torch.zeros(20))
+    assert third.why_not() == ""
+
+
+def test_what_was_changed_in_place_is_noticed():
+    capsules = Capsules()
+    values, gradient = torch.zeros(3), torch.zeros(3)
+    capsule = begin(capsules, values)
+    capsules.entered(capsule, [(0, 0)], [gradient])
+    assert capsule.why_not() == ""
+    gradient.add_(1)
+    assert "a gradient at the output was changed in place" in capsule.why_not()
+    other = begin(capsules, values)
+    capsules.entered(other, [(0, 0)], [gradient])
+    capsules.entered(other, [(0, 0)], [gradient])
+    assert "more than once" in other.why_not()
+
+
+def test_weights_that_were_updated_are_noticed():
+    weight = torch.zeros(3)
+    capsule = Capsules().begin((), {}, [], None, lambda: [weight])
+    weight.add_(1)
+    assert "the parameters were changed" in capsule.why_not()
+
+
+# ---------------------------------------------------------------- the child
+
+
+def test_a_child_gives_its_word_and_leaves_nothing_behind():
+    values = torch.zeros(3)
+
+    def change():
+        values.add_(1)
+        print("noise")
+        return {"sum": values.sum().item(), "threads": torch.get_num_threads(), "pid": os.getpid()}
+
+    told = in_child(change, seconds=20)
+    assert told["sum"] == 3.0
+    assert told["threads"] == 1
+    assert told["pid"] != os.getpid()
+    assert values.sum().item() == 0.0
+    with pytest.raises(ChildProcessError):
+        os.waitpid(told["pid"], os.WNOHANG)
+
+
+def _endless():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (_endless, "took too long"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "signal 9"),
+        (lambda: {"set": {1}}, "ended with 1"),
+        (lambda: os._exit(0), "without a word"),
+    ],
+)
+def test_a_child_that_fails_says_why(call, why):
+    with pytest.raises(ChildError, match=why):
+        in_child(call, seconds=0.5 if call is _endless else 20)
+
+
+# ---------------------------------------------------------------- the shelf
+
+
+def capsule_of(*args):
+    return Capsule(args, {"scale": 2.0}, torch.get_rng_state(), (True, torch.bfloat16), {0: torch.ones(2)})
+
+
+def test_a_capsule_is_taken_once_and_only_by_its_round(tmp_path):
+    owner, other = Shelf(tmp_path, "abc"), Shelf(tmp_path, "abc")
+    whole = torch.arange(1000.0)
+    owner.put((0, 7), 3, capsule_of([whole[:3]]), {"microbatch": 1})
+    (file,) = (tmp_path / spool.CAPSULES).iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.stat().st_size < 16_000, "not the whole of which it is a part"
+    assert other.take((0, 8)) is None
+    assert Shelf(tmp_path, "abd").take((0, 7)) is None
+    taken = other.take((0, 7))
+    assert taken is not None
+    rank, capsule, about = taken
+    assert (rank, about) == (3, {"microbatch": 1})
+    assert torch.equal(capsule.args[0][0], whole[:3])
+    assert capsule.kwargs == {"scale": 2.0}
+    assert capsule.autocast == (True, torch.bfloat16)
+    assert torch.equal(capsule.entering[0], torch.ones(2))
+    assert other.take((0, 7)) is None
+    assert list((tmp_path / spool.CAPSULES).iterdir()) == []
+    owner.clear()
+
+
+def test_what_nobody_takes_is_cleared_away(tmp_path):
+    owner, next_attempt = Shelf(tmp_path, "abc"), Shelf(tmp_path, "abd")
+    owner.put((0, 7), 0, capsule_of(), {})
+    owner.put((0, 9), 0, capsule_of(), {})
+    assert len(list((tmp_path / spool.CAPSULES).iterdir())) == 1
+    next_attempt.put((0, 0), 0, capsule_of(), {})
+    assert [path.name for path in (tmp_path / spool.CAPSULES).iterdir()] == ["abd-0-0-0.capsule"]
+    owner.clear()
+    remove_spool(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_what_would_need_code_to_be_read_back_is_not_handed_on(tmp_path):
+    with pytest.raises(NotShareable, match="OrderedDict"):
+        Shelf(tmp_path, "abc").put((0, 0), 0, capsule_of(collections.OrderedDict()), {})
+    assert not (tmp_path / spool.CAPSULES).exists()
