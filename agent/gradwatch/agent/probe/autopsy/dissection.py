@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.autopsy.place import Place
     from gradwatch.agent.probe.autopsy.provenance import Source
     from gradwatch.agent.probe.autopsy.values import Kinds
+
+    # What was bad of an operator's tensors, the kinds of its numbers, and descriptions of all.
+    _Taken: TypeAlias = "tuple[tuple[Source, ...], Kinds, list[dict[str, Any]]]"
 
 _COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "_dtensor"})
 # What they give is memory as it happens to be.
@@ -87,13 +90,14 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def bad(self, tensor: torch.Tensor) -> Source | None:
         """Where a tensor's non-finite elements were made; None when it has none."""
+        key = _key(tensor)
+        known = self._events.get(key)
+        if known is not None and _is_whole(tensor):
+            return known[1]
         kinds = kinds_of(tensor)
         if not kinds.any:
             return None
-        key = _key(tensor)
-        if key in self._events:
-            return self._events[key][1]
-        return Given(self._given.get(key, "constant"), kinds)
+        return known[1] if known is not None else Given(self._given.get(key, "constant"), kinds)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See one operator."""
@@ -111,7 +115,7 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = [one for one, writes in inputs if writes and isinstance(one, torch.Tensor)]
         went_in = [one for one, writes in inputs if not (writes and overwrites)]
         # What is changed in place cannot be looked at afterwards.
-        before = [self._taken(one) for one in went_in] if written else None
+        before = self._looked_at(went_in) if written else None
         result = func(*args, **kwargs)
         outputs = written or list(_tensors(result))
         if name in _UNINITIALISED:
@@ -127,31 +131,31 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kinds = kinds_of(tensor)
             if kinds.any:
                 if event is None:
-                    taken = [self._taken(one) for one in went_in] if before is None else before
+                    taken = self._looked_at(went_in) if before is None else before
                     event = self._event(str(func), kinds, taken, place)
                 self._events[key] = _weak(tensor), event
             elif key in self._events and _is_whole(tensor):
                 del self._events[key]
         return result
 
-    def _taken(self, one: Any) -> tuple[dict[str, Any], Source | None, Kinds]:
-        """An input as it is now: its description, where it went bad, and its kinds if it is a number."""
-        if isinstance(one, torch.Tensor):
-            return described(one), self.bad(one), FINITE
-        return described(one), None, kinds_of(one)
-
-    def _event(
-        self,
-        operator: str,
-        kinds: Kinds,
-        taken: list[tuple[dict[str, Any], Source | None, Kinds]],
-        place: Place,
-    ) -> Event:
-        bad = tuple(source for _, source, _ in taken if source is not None)
+    def _looked_at(self, went_in: Sequence[Any]) -> _Taken:
+        """Inputs as they are now."""
+        bad = tuple(
+            source
+            for one in went_in
+            if isinstance(one, torch.Tensor) and (source := self.bad(one)) is not None
+        )
         numbers = FINITE
-        for _, _, kind in taken:
-            numbers |= kind
-        inputs = [description for description, _, _ in taken[:_MAX_INPUTS]]
+        for one in went_in:
+            if not isinstance(one, torch.Tensor):
+                numbers |= kinds_of(one)
+        if not all(source.masked for source in bad):
+            # It only carries on what came before.
+            return bad, numbers, []
+        return bad, numbers, [described(one) for one in went_in[:_MAX_INPUTS]]
+
+    def _event(self, operator: str, kinds: Kinds, taken: _Taken, place: Place) -> Event:
+        bad, numbers, inputs = taken
         facts = Facts(operator, place, inputs, self.backward)
         return Event(self._index, kinds, bad, on_purpose(kinds, bad, numbers), facts)
 

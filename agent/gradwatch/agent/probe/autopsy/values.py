@@ -52,10 +52,11 @@ def kinds_of(value: Any) -> Kinds:
     values = scan.readable(value)
     if values is None:
         return FINITE
-    # A maximum of NaN hides the infinities.
-    return Kinds(
-        bool(torch.isnan(values).any()), bool((values == math.inf).any()), bool((values == -math.inf).any())
-    )
+    low, high = (extreme.item() for extreme in values.aminmax())
+    if math.isnan(low) or math.isnan(high):
+        # It hides the infinities, and is worse.
+        return Kinds(nan=True)
+    return Kinds(positive=high == math.inf, negative=low == -math.inf)
 
 
 def described(value: Any) -> dict[str, Any]:
