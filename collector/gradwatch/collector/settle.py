@@ -184,7 +184,7 @@ def _advance(draft: Draft, attempt_id: AttemptId) -> None:
                 return
             _open(draft, job, attempt)
         elif incident.status is Status.SUSPECTED:
-            if is_waiting(incident.verdict):
+            if is_waiting(incident.verdict) or _may_say_more(draft, job, attempt, incident):
                 return
             _confirm(draft, job, incident)
         else:
@@ -192,6 +192,13 @@ def _advance(draft: Draft, attempt_id: AttemptId) -> None:
             if reason is None:
                 return
             _put(draft, inc.close(incident, reason, draft.now), reason.value)
+
+
+def _may_say_more(draft: Draft, job: JobState, attempt: Attempt, incident: Incident) -> bool:
+    """Whether a rank that was bad has not passed the round: it may be replaying its micro-batch."""
+    evidence = incident.evidence
+    bad = [rank for rank, seen in evidence.earliest.items() if seen.round == evidence.first_round]
+    return Roster(draft, job, attempt).is_waited_for(bad, evidence.first_round, incident.opened_at)
 
 
 def _open(draft: Draft, job: JobState, attempt: Attempt) -> None:
