@@ -50,8 +50,6 @@ ROUNDS_IN_FULL = 16
 OVERFLOWS_IN_A_ROW = 16
 # The part of the probe, for its fuse.
 RECORDER = "recorder"
-# In these no operator is to blame: there is nothing to replay.
-_BEFORE_ANY_OPERATOR = {"PHASE_INPUT", "PHASE_PARAMETER"}
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 # The framework of a process that trains alone, as in the `Hello` message.
@@ -299,7 +297,9 @@ class Watcher:
             return
         self.append("nonfinite", nonfinite_message(model, findings, excused=round_ in self._excused))
         first = not self._bad_streak and round_ not in self._excused
-        if self.autopsies is not None and first and findings.origin.phase not in _BEFORE_ANY_OPERATOR:
+        # Weights that the update before has made bad are no riddle.
+        spread = findings.origin.phase == "PHASE_PARAMETER" and self._reduced_bad_streak
+        if self.autopsies is not None and first and not spread:
             self.autopsies.found(model, findings)
 
     def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:
