@@ -293,11 +293,23 @@ def test_the_course_of_the_gradients_tells_what_is_likely(magnitudes, rates, kin
     assert "NaN" in described.model_dump_json()
 
 
+def test_ranks_that_share_the_first_position_are_listed_once():
+    told = Told().hellos(2)
+    for rank in range(2):
+        told.tell(*told_of(rank, 5, nonfinite(5, phase=obs.Phase.BACKWARD)))
+    said = " ".join(told.incident.verdict.sentences)
+    assert "ranks 0 and 1 share that position" in said
+    assert "before any update was applied" not in said
+
+
 def test_growth_is_a_warning_and_no_incident():
-    told = Told().hellos(1)
+    told = Told().hellos(2)
     warning = obs.Exploding(0, 9, 9, "a.weight", "a", "Linear", 5e6, 0.5, 1)
     told.tell(batch("r0", 1, warning))
+    # What all ranks see at once is one warning.
+    told.tell(batch("r1", 1, replace(warning, round=10, step=10)))
     assert told.incidents == []
+    assert told.job.warned == {"exploding": 2}
     (text,) = document.job(told.state, "j").warnings
     assert text == (
         "Rank 0: the gradient of a.weight has grown to 5e+06 at step 9, from 0.5 as usual; if it goes on, it "

@@ -146,7 +146,13 @@ def _of_overflow(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
         sentences=(
-            *sentences.explain_overflow(_in_order(seen)[0], origins, first_step(evidence), unknown),
+            *sentences.explain_overflow(
+                _in_order(seen)[0],
+                origins,
+                first_step(evidence),
+                unknown,
+                alone=len(seen) == 1 and not (clean or unknown),
+            ),
             *sentences.tell_skips(evidence),
         ),
     )

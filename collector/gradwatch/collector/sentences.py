@@ -99,8 +99,8 @@ def explain(
             f"{_ranks(received)} {_were(received)} bad in the same round, and got it from there: a "
             "collective of the forward pass had spread it before there were gradients."
         )
-    if len(origins) > 1:
-        others = [origin.rank for origin in origins[1:]]
+    others = [origin.rank for origin in origins[1:] if not (tie and _place(origin) == _place(origins[0]))]
+    if others:
         sentences.append(f"{_ranks(others)} {_were(others)} bad before any update was applied too.")
     if clean:
         spread = sorted(set(contaminated).intersection(clean))
@@ -143,9 +143,22 @@ def explain_reduction(
 
 
 def explain_overflow(
-    seen: Sighting, origins: Sequence[Sighting], step: int, unknown: Mapping[int, UnknownReason]
+    seen: Sighting,
+    origins: Sequence[Sighting],
+    step: int,
+    unknown: Mapping[int, UnknownReason],
+    *,
+    alone: bool,
 ) -> tuple[str, ...]:
-    """Say that a finite gradient was too large for the optimizer."""
+    """Say that a finite gradient was too large for the optimizer.
+
+    Args:
+        seen: the gradient that the optimizer got.
+        origins: with the largest shares in it, the largest first.
+        step: of the update.
+        unknown: ranks that have not told their share.
+        alone: there is one rank only.
+    """
     overflow = seen.overflow
     if overflow is None:
         return ()
@@ -155,7 +168,7 @@ def explain_overflow(
         f"can hold (limit {overflow.limit:.3g})."
     )
     sentences = [first]
-    if origins:
+    if origins and not alone:
         ranks = [origin.rank for origin in origins]
         most = origins[0].overflow
         share = "" if most is None or most.own is None else f", {most.own:.3g} before the reduction"
@@ -225,7 +238,7 @@ def _what(first: Sighting) -> tuple[str, ...]:
         for one in operator.inputs
         if one.min is not None and one.max is not None
     ]
-    inputs = f" It was given {' and '.join(ranges)}." if ranges else ""
+    inputs = f" It was given {_listed(ranges)}." if ranges else ""
     pass_ = "backward" if operator.phase is Phase.BACKWARD else "forward"
     before = "" if first.phase is None else _FINITE_BEFORE[first.phase]
     return (f"{before}{operator.name}{where} made it in the {pass_} pass{line}{code}.{inputs}",)
@@ -312,6 +325,10 @@ def _ranks(ranks: Sequence[int], *, lower: bool = False) -> str:
 
 def _were(ranks: Sequence[int]) -> str:
     return "was" if len(ranks) == 1 else "were"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _ordinal(number: int) -> str:
