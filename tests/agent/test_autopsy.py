@@ -31,6 +31,10 @@ def told(tmp_path_factory):
         assert not any("fault" in record for record in records)
         autopsies = [record["autopsy"] for record in records if "autopsy" in record]
         by_rank.append([[one for one in autopsies if one["root"] == root] for root in range(len(CASES))])
+    replayed = [one["round"] for of_case in by_rank[1] for one in of_case if one["nbytes"]]
+    watermarks = json.loads((folder / "told.1").read_text())
+    assert set(watermarks) <= set(replayed), "held back until the replay is written down"
+    assert len(watermarks) > len(CASES) // 2
     assert not any((spool / "capsules").iterdir()), "whoever laid a capsule down has cleared it away"
     return by_rank
 

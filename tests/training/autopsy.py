@@ -2,8 +2,8 @@
 
 usage: python -m tests.training.autopsy OUTPUT
 
-The fault is in the data of rank 1 in the last step of each case, whose update is left out. OUTPUT gets the
-names of the cases in order, written by rank 0.
+The fault is in the data of rank 1 in the last step of each case, whose update is left out. OUTPUT.RANK gets
+that rank's watermark at the time of each replay.
 """
 
 from __future__ import annotations
@@ -198,15 +198,24 @@ def run(rank: int, options: dict[str, Any]) -> None:
 
 
 def main(output: Path) -> None:
+    watermarks: list[int] = []
     if os.environ.get("GRADWATCH_SPOOL"):
         from gradwatch.agent.probe.autopsy import autopsies
 
         autopsies.SECONDS = 3.0
+        in_child = autopsies.in_child
+
+        def looked(call: Any, *, seconds: float) -> Any:
+            rank = int(os.environ["RANK"])
+            (progress,) = Path(os.environ["GRADWATCH_SPOOL"]).glob(f"rank{rank:05}-*.progress")
+            watermarks.append(json.loads(progress.read_text())["round"])
+            return in_child(call, seconds=seconds)
+
+        autopsies.in_child = looked  # type: ignore[assignment]
     with process_group() as rank:
         for options, _ in CASES.values():
             run(rank, options)
-        if rank == 0:
-            output.write_text(json.dumps([*CASES]))
+        output.with_suffix(f".{rank}").write_text(json.dumps(watermarks))
 
 
 if __name__ == "__main__":
