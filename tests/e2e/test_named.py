@@ -107,3 +107,12 @@ def test_bad_data_under_a_grad_scaler_is_an_incident_all_the_same(new_job):
     (incident,) = job.report["incidents"]
     assert incident["cause"] == "input"
     assert "The batch that it was given was not finite: bad data." in incident["verdict"]
+
+
+def test_fsdp2(new_job):
+    job = new_job(torchrun("fsdp2"), "--require-watch", BAD_RANK="1", BAD_STEPS="3")
+    result = job.finish()
+    assert result.returncode == 0
+    assert any("watching 2 of 2 ranks" in line for line in result.ours)
+    assert verdict(job.report) == (1, 3, FIRST_PARAMETER)
+    assert job.report["incidents"][0]["first"]["source"] == "fsdp-unsharded"

@@ -12,6 +12,7 @@ from gradwatch.agent.probe import single as alone
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import patch_backward
 from gradwatch.agent.probe.ddp import DDPWatch
+from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.second_moments import PART as MOMENTS
@@ -31,6 +32,7 @@ class Probe:
 
     watcher: Watcher
     ddp: DDPWatch
+    fsdp: FSDPWatch
     single: SingleWatch
 
 
@@ -62,11 +64,13 @@ def activate() -> Probe | None:
     watcher = Watcher(settings)
     ddp = DDPWatch(watcher)
     ddp.install()
+    fsdp = FSDPWatch(watcher)
+    fsdp.install()
     single = watcher.single = SingleWatch(watcher)
     _patch_backward(watcher, single)
     _patch_optimizers(watcher, single)
     patch_saves(_guarded(watcher, "saves", watcher.saving))
-    _active = Probe(watcher, ddp, single)
+    _active = Probe(watcher, ddp, fsdp, single)
     # Without this file nobody could tell a job that never imported us from one that never
     # wrapped a model.
     with contextlib.suppress(OSError):

@@ -111,9 +111,9 @@ class HeldGradients:
             parameter.grad = gradient
 
 
-def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
-    """Whether all gradients that the parameters have, in host memory, are finite."""
-    return all(scan.is_finite(parameter.grad) for parameter in parameters if parameter.grad is not None)
+def all_finite(gradients: Iterable[torch.Tensor]) -> bool:
+    """Whether all gradients, in host memory, are finite."""
+    return all(scan.is_finite(gradient) for gradient in gradients)
 
 
 def after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]) -> Any:

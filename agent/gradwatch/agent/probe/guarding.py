@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.agreement import Agreement
 from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_finite, all_fused
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Guarding:
         self._models: list[WatchedModel] = []
         self._optimizer: Any = None
         self._held: HeldGradients | None = None
+        self._agreement: Agreement | None = None
         self._on_device = False
         self._skipping_themselves: weakref.WeakSet[WatchedModel] = weakref.WeakSet()
         self._said_off: set[str] = set()
@@ -61,9 +63,11 @@ class Guarding:
         if wrapped is not None:
             return wrapped
         flags = [flag for model in self._models if (flag := model.look.reduced_flag) is not None]
-        if flags and all_fused(optimizer) and not any(model.has_error_feedback for model in self._models):
+        host_must_know = any(model.has_error_feedback or model.differs_by_rank for model in self._models)
+        if flags and all_fused(optimizer) and not host_must_know:
             # The kernel reads it on the device; nobody waits. What a compression carries on has to
-            # be cleared in the same round on every rank, so with one the host must know.
+            # be cleared in the same round on every rank, so with one the host must know; and where
+            # ranks see different shards they have to agree.
             optimizer.grad_scale = None
             optimizer.found_inf = torch.stack(flags).amax()
             self._on_device = True
@@ -85,6 +89,11 @@ class Guarding:
             model.catch_up()
             # Rounds that were bad are the scaler's, and are over.
             model.bad_round = None
+        if any(model.differs_by_rank for model in self._models):
+            # Whether all ranks have come here is not known, so they cannot agree to skip.
+            self._models = []
+            self._watcher.second_moments.before(optimizer, (), {})
+            return
         if self._watcher.second_moments.overflows(optimizer, self._models, skipped=True):
             self._held = HeldGradients(optimizer)
 
@@ -137,8 +146,19 @@ class Guarding:
         for model in self._models:
             model.catch_up()
         overflows = self._watcher.second_moments.overflows
-        if any(_is_bad(model) for model in self._models) or overflows(optimizer, self._models, skipped=True):
+        bad = any(_is_bad(model) for model in self._models) or overflows(
+            optimizer, self._models, skipped=True
+        )
+        if any(model.differs_by_rank for model in self._models):
+            bad = self._agreed(bad=bad)
+        if bad:
             self._held = HeldGradients(optimizer)
+
+    def _agreed(self, *, bad: bool) -> bool:
+        """Whether any rank sees a bad gradient. A collective, in a process group of its own."""
+        if self._agreement is None:
+            self._agreement = Agreement()
+        return self._agreement.at_once(0 if bad else 1) == 0
 
     def _can_guard(self, model: WatchedModel) -> bool:
         reason = model.why_ranks_may_disagree()
@@ -169,7 +189,7 @@ def _is_bad(model: WatchedModel) -> bool:
     if flag is not None:
         # For a device and an optimizer that is not fused this is the one place that waits for it.
         return bool(flag)
-    if not model.attempted and model.bad_round is not None and all_finite(model.parameters()):
+    if not model.attempted and model.bad_round is not None and all_finite(model.gradients()):
         # The script threw them away by itself, and never attempted that update.
         model.bad_round = None
     return model.bad_round is not None

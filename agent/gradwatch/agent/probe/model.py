@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import replica
-from gradwatch.agent.probe.parameters import Names, name_parameters
+from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
 from gradwatch.agent.probe.passes import Passes, origin_of
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
@@ -64,11 +64,15 @@ class WatchedModel:
             said to have made them so; None when nothing was said.
         recorder: of its last rounds.
         flight_told: of the bad rounds under way, how it came to them.
+        differs_by_rank: whether each rank sees another part of the reduced gradients.
+        why_not_replayed: why a bad pass of such a model cannot be replayed; None when it can be.
     """
 
     source = "gradient"
     reduces = True
     replicates = False
+    differs_by_rank = False
+    why_not_replayed: str | None = None
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class WatchedModel:
     def _names(self, module: torch.nn.Module | None, parameters: Sequence[torch.Tensor]) -> Names:
         if module is None:
             raise ValueError("a model without a module has names of its own")
-        return Names(type(module).__name__, name_parameters(module, parameters))
+        return Names(class_name(module), name_parameters(module, parameters))
 
     def _key_of(self, _parameter: torch.Tensor) -> int:
         """In the order of arrival."""
@@ -216,11 +220,16 @@ class WatchedModel:
         if findings is not None:
             watcher.found(self, findings)
         if is_last:
-            if watcher.autopsies is not None:
-                watcher.autopsies.before_reduction(self, moment)
-            if isinstance(self.look, HostLook):
-                watcher.remember(self, moment, moment.loss, moment.loss_scale)
-            watcher.end_local(moment, seen=isinstance(self.look, HostLook))
+            self._all_seen(moment)
+
+    def _all_seen(self, moment: Moment) -> None:
+        """No more gradients of the round will come."""
+        watcher = self._watcher
+        if watcher.autopsies is not None:
+            watcher.autopsies.before_reduction(self, moment)
+        if isinstance(self.look, HostLook):
+            watcher.remember(self, moment, moment.loss, moment.loss_scale)
+        watcher.end_local(moment, seen=isinstance(self.look, HostLook))
 
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""
@@ -275,6 +284,10 @@ class WatchedModel:
     def why_ranks_may_disagree(self) -> str | None:
         """Why the reduced gradients may differ between ranks; None when they do not."""
         return None
+
+    def gradients(self) -> list[torch.Tensor]:
+        """The reduced gradients that this rank has."""
+        return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
 
     @property
     def has_error_feedback(self) -> bool:

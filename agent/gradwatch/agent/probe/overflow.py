@@ -75,7 +75,8 @@ def limits(optimizer: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]
                 continue
             if dtype not in by_dtype:
                 by_dtype[dtype] = limit_of(dtype, decay)
-            yield parameter, gradient, by_dtype[dtype]
+            # Of a sharded one this rank's part: looking at more would be a collective.
+            yield parameter, getattr(gradient, "_local_tensor", gradient), by_dtype[dtype]
 
 
 def overflow_in(optimizer: Any, scale: float = 1.0) -> Overflow | None:

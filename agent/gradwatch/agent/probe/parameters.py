@@ -73,7 +73,7 @@ def name_parameters(
                 found[id(parameter)] = ParameterInfo(
                     name=f"{owner}.{name}" if owner else name,
                     module=owner,
-                    module_class=type(module).__name__,
+                    module_class=class_name(module),
                     shape=tuple(parameter.shape),
                     dtype=dtype_name(parameter.dtype),
                 )
@@ -84,6 +84,14 @@ def name_parameters(
         )
         named.append((parameter, info))
     return named
+
+
+def class_name(module: torch.nn.Module) -> str:
+    """The class that the author wrote: `fully_shard` gives a module a subclass of it and of `FSDPModule`."""
+    kind = type(module)
+    if len(kind.__bases__) > 1 and kind.__bases__[0].__name__ == "FSDPModule":
+        kind = kind.__bases__[1]
+    return kind.__name__
 
 
 def dtype_name(dtype: torch.dtype) -> str:

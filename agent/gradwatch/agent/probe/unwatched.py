@@ -24,7 +24,7 @@ def why_unwatched(optimizer: Any) -> str:
         type(parameter).__name__ == "DTensor" or hasattr(parameter, "_local_tensor")
         for parameter in parameters
     ):
-        return "the model is sharded by fully_shard (FSDP2), which this version does not watch yet"
+        return "the model is made of DTensors, and no fully_shard (FSDP2) model has run a forward pass"
     fsdp = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
     if fsdp is not None and _alive(fsdp.FullyShardedDataParallel):
         return (

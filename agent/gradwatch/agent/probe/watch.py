@@ -59,6 +59,8 @@ class Watch:
 def _adopt(probe: Probe, model: Any, optimizer: Any) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
+    if probe.fsdp.knows(model):
+        return  # it is watched from its first forward pass on
     if not isinstance(model, DistributedDataParallel):
         probe.single.adopt(model, optimizer)
     elif probe.ddp.model_of(model) is None:
@@ -66,13 +68,14 @@ def _adopt(probe: Probe, model: Any, optimizer: Any) -> None:
 
 
 def watch(model: Any = None, optimizer: Any = None, *, load: Callable[[str], object] | None = None) -> Watch:
-    """Watch a DistributedDataParallel model, or in a process that trains alone any model.
+    """Watch a DistributedDataParallel or `fully_shard` model, or in a process that trains alone any model.
 
     A job under `gradwatch run` is watched without this call; it is there to set the step, to name
     batches and checkpoints, and for processes in which torch's autoload is switched off.
 
     Args:
-        model: a DistributedDataParallel instance; or the module itself where it is not distributed.
+        model: a DistributedDataParallel instance, or a module that `fully_shard` shards; or the module
+            itself where it is not distributed.
         optimizer: the one whose `step()` counts as a step; found by its parameters if not given.
         load: loads all that the script needs from the checkpoint at a path. A rollback then needs no
             restart: all ranks call it at the end of the same step. All ranks of the job have to

@@ -100,8 +100,9 @@ class Autopsies:
         moment = findings.moment
         if not self._watcher.fuses.intact(PART) or moment.round in self._due:
             return
-        if not model.on_host:
-            self._write(_Report(moment, findings.origin.microbatch), _not_done(_ON_A_DEVICE))
+        reason = model.why_not_replayed or (None if model.on_host else _ON_A_DEVICE)
+        if reason is not None:
+            self._write(_Report(moment, findings.origin.microbatch), _not_done(reason))
             return
         self._due[moment.round] = _Due(moment, findings.origin.microbatch)
 
@@ -190,7 +191,7 @@ class Autopsies:
     def _replay_anothers(self, model: WatchedModel, moment: Moment) -> None:
         """Ours was finite and the sum is not: replay what another rank has laid down, with our weights."""
         shelf = self._shelf_of_attempt()
-        if shelf is None or model.group_size == 1:
+        if shelf is None or model.group_size == 1 or model.why_not_replayed is not None:
             return
         began = time.perf_counter()
         taken = shelf.take((moment.root, moment.round))

@@ -1,0 +1,90 @@
+"""FSDP2: whose gradients were bad before the reduction scattered them, on real ranks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+from tests.training.fsdp import BAD_RANK, BAD_STEP, CASES, RANKS, SPOILT, STEPS
+
+GUARD = json.dumps({"on_nonfinite": "skip_step"})
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Where the watched ranks wrote their weights, and each one's records."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    spool = folder / "spool"
+    spool.mkdir()
+    results = run_ranks("tests.training.fsdp", RANKS, [str(folder)], spool=spool, GRADWATCH_GUARD=GUARD)
+    assert not any("gradwatch:" in result.output for result in results), results[0].output
+    journals = [next(spool.glob(f"rank{rank:05d}-*.jsonl")) for rank in range(RANKS)]
+    return folder, [[json.loads(line) for line in journal.read_text().splitlines()] for journal in journals]
+
+
+def bad_steps(name):
+    """A bad weight is there to stay."""
+    return range(BAD_STEP, STEPS if name == "parameter" else BAD_STEP + 1)
+
+
+def of(records, kind):
+    return [record[kind] for record in records if kind in record]
+
+
+def test_who_is_watched_says_by_which_framework(watched):
+    for records in watched[1]:
+        assert of(records, "hello")[0]["framework"] == "fsdp2"
+        models = of(records, "model")
+        assert [model["wrapper"] for model in models] == ["FSDP2"] * len(CASES)
+        assert {(model["group_size"], model["module_class"]) for model in models} == {(RANKS, "Net")}
+    names = [parameter["name"] for parameter in of(watched[1][0], "model")[1]["parameters"]]
+    assert SPOILT in names
+    assert "<unknown>" not in names
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_maker_is_named(watched, name):
+    place = [*CASES].index(name)
+    said = CASES[name][2]
+    for rank, records in enumerate(watched[1]):
+        told = [record for record in of(records, "nonfinite") if record["root"] == place]
+        if rank != BAD_RANK and not said.get("everywhere"):
+            assert told == []
+            continue
+        assert told
+        for record in told:
+            assert record["step"] - place * STEPS in bad_steps(name)
+            assert record["source"] == "fsdp-unsharded"
+            assert record.get("phase") == said["phase"]
+            assert record["microbatch"] == said.get("microbatch", 0)
+        gradients = [gradient for record in told for gradient in record["gradients"]]
+        assert all("backward_position" in gradient for gradient in gradients)
+        if "only" in said:
+            assert [gradient["parameter"] for gradient in gradients] == [said["only"]]
+            assert gradients[0]["value"] == "VALUE_NAN"
+
+
+def test_every_rank_counts_the_same_rounds(watched):
+    files = sorted((watched[0] / "spool").glob("*.progress"))
+    told = [json.loads(path.read_text()) for path in files]
+    assert [(one["round"], one["reduced_round"]) for one in told] == [(len(CASES) * STEPS,) * 2] * RANKS
+    assert [one["faults"] for one in told] == [{}] * RANKS
+
+
+def test_all_ranks_skip_the_same_updates(watched):
+    expected = [place * STEPS + step for place, name in enumerate(CASES) for step in bad_steps(name)]
+    for records in watched[1]:
+        assert [skipped["step"] for skipped in of(records, "skipped")] == expected
+
+
+def test_the_weights_are_to_the_bit_those_without_us(watched, tmp_path):
+    run_ranks("tests.training.fsdp", RANKS, [str(tmp_path)])
+    for rank in range(RANKS):
+        with_us, without = torch.load(watched[0] / f"{rank}.pt"), torch.load(tmp_path / f"{rank}.pt")
+        for name in CASES:
+            assert len(with_us[name]) == len(without[name])
+            for one, other in zip(with_us[name], without[name], strict=True):
+                assert torch.equal(one.view(torch.int32), other.view(torch.int32)), (rank, name)
