@@ -115,4 +115,4 @@ def test_fsdp2(new_job):
     assert result.returncode == 0
     assert any("watching 2 of 2 ranks" in line for line in result.ours)
     assert verdict(job.report) == (1, 3, FIRST_PARAMETER)
-    assert job.report["incidents"][0]["first"]["source"] == "fsdp-unsharded"
+    assert job.report["incidents"][0]["first"]["look"] == "fsdp-unsharded"
