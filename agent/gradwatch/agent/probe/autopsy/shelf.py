@@ -7,6 +7,7 @@ later. None leaves the host.
 
 from __future__ import annotations
 
+import io
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,9 @@ class Shelf:
             "entering": _plain(capsule.entering),
             "about": about,
         }
+        # In memory first: what torch raises when the disk is full is no OSError.
+        whole = io.BytesIO()
+        _save(content, whole)
         self.clear()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._forget_other_attempts()
@@ -69,7 +73,7 @@ class Shelf:
         try:
             fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-                _save(content, file)
+                file.write(whole.getbuffer())
             unfinished.rename(path)
         except BaseException:
             unfinished.unlink(missing_ok=True)
