@@ -293,6 +293,16 @@ def test_the_course_of_the_gradients_tells_what_is_likely(magnitudes, rates, kin
     assert "NaN" in described.model_dump_json()
 
 
+def test_a_loss_scale_that_has_collapsed_is_told():
+    course = flight(20, [1.0] + [math.inf] * 17)
+    steps = tuple(replace(step, loss_scale=65536.0 / 2**place) for place, step in enumerate(course.steps))
+    told = Told().hellos(1)
+    told.tell(*told_of(0, 20, nonfinite(20, phase=obs.Phase.BACKWARD), replace(course, steps=steps)))
+    assert told.incident.verdict.sentences[-1].startswith(
+        "Likely precision: the loss scale had been lowered 17 times in a row, to 0.5"
+    )
+
+
 def test_ranks_that_share_the_first_position_are_listed_once():
     told = Told().hellos(2)
     for rank in range(2):

@@ -6,6 +6,7 @@ out of the blue.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ _NEAR_MAXIMUM = 1e-2
 # A learning rate that has become so many times as large.
 _RAISED = 1.5
 _FIRST_STEPS = 5
+# A scale that sinks so many times in a row is not trying out the range any more.
+_HALVED = 10
 
 # By the operator's name without namespace and overload: what it takes, in words, and below which edge it
 # fails. Backward passes divide: that of sqrt by the root, that of log and of norms by their input.
@@ -82,7 +85,17 @@ class Case:
 
 def likely(case: Case) -> tuple[Guess, ...]:
     """The guesses that there is evidence for, the likeliest first; one that says so if there is none."""
-    rules = (_data, _device, _domain, _saturation, _hyperparameters, _precision, _growth, _beginning)
+    rules = (
+        _data,
+        _device,
+        _collapse,
+        _domain,
+        _saturation,
+        _hyperparameters,
+        _precision,
+        _growth,
+        _beginning,
+    )
     guesses = [guess for rule in rules if (guess := rule(case)) is not None]
     return tuple(guesses) or (_unknown(case),)
 
@@ -121,6 +134,26 @@ def _device(case: Case) -> Guess | None:
             f"Test the memory of {where}, and go back to a good checkpoint.",
         )
     return None
+
+
+def _collapse(case: Case) -> Guess | None:
+    """A GradScaler has halved its scale for as long as could be excused, and it did not help."""
+    if case.flight is None:
+        return None
+    scales = [step.loss_scale for step in case.flight.steps if step.loss_scale is not None]
+    halved = 0
+    for before, after in itertools.pairwise(reversed(scales)):
+        if after <= before:
+            break
+        halved += 1
+    if halved < _HALVED:
+        return None
+    return Guess(
+        LikelyKind.PRECISION,
+        f"the loss scale had been lowered {halved} times in a row, to {scales[-1]:.3g}, and gradients still "
+        "overflow",
+        "It is not the scale: find the operator that leaves the range of fp16, and compute it in fp32.",
+    )
 
 
 def _domain(case: Case) -> Guess | None:
