@@ -28,12 +28,14 @@ RIGHT = {
     "first": {"rank": 1, "operator": "aten.log.default"},
     "origins": [{"rank": 1}],
 }
+OTHER_OPERATOR = {**RIGHT, "first": {"rank": 1, "operator": "aten.div.Tensor"}}
 
 
 @pytest.mark.parametrize(
     ("expected", "incidents", "right"),
     [
         (EXPECTED, [RIGHT], True),
+        (EXPECTED, [OTHER_OPERATOR], False),
         (EXPECTED, [], False),
         (EXPECTED, [RIGHT, RIGHT], False),
         (EXPECTED, [{**RIGHT, "first": {"rank": 2}}], False),

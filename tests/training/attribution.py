@@ -188,8 +188,7 @@ def second_moment(place: Place) -> Case:
 def shared_statistics(place: Place) -> Case:
     fault = inject.nan_in_the_data(**place.at, element=place.element())
     # Every rank is bad in that step; where it began was bad first.
-    others = [rank for rank in range(place.world_size) if rank != place.rank]
-    return Case(fault, began_in("input", origins=[place.rank, *others], tie=False), shared_statistics=True)
+    return Case(fault, began_in("input"), shared_statistics=True)
 
 
 def diverged_replica(place: Place) -> Case:
