@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.ranks import REPOSITORY
-from tests.training.attribution import CLASSES, CLEAN
+from tests.training.attribution import CLASSES, CLEAN, REPLICA_CHECK_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,7 +37,7 @@ OPERATORS = ("operator", "module")
 OPERATORS_RIGHT = 0.95
 NONE = "none"
 # What is not named yet: these classes are run only when asked for.
-NOT_YET = ("second moment", "diverged replica")
+NOT_YET: tuple[str, ...] = ()
 
 
 @dataclass
@@ -78,14 +78,17 @@ def run_job(world_size: int, seed: int, plan: list[str], folder: Path) -> tuple[
     env |= {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(REPOSITORY),
-        "GRADWATCH_REPLICA_CHECK_EVERY": "5",
+        "GRADWATCH_REPLICA_CHECK_EVERY": str(REPLICA_CHECK_EVERY),
     }
     done = subprocess.run(command, env=env, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(
             f"the job of world size {world_size} exited with {done.returncode}:\n{done.stderr}"
         )
-    return json.loads(planted.read_text()), json.loads(report.read_text())["incidents"]
+    reported = json.loads(report.read_text())
+    if reported["ranks_watched"] != world_size or reported["faults"]:
+        raise RuntimeError(f"the job of world size {world_size} was not watched well:\n{done.stderr}")
+    return json.loads(planted.read_text()), reported["incidents"]
 
 
 def named(incident: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +110,8 @@ def judge(cases: Iterable[dict[str, Any]], incidents: list[Any], tallies: dict[s
         tally = tallies.setdefault(case["class"], Tally())
         tally.runs += 1
         steps = range(case["from"], case["from"] + case["steps"])
-        found = [named(one) for one in incidents if one["step"] is None or one["step"] in steps]
+        about_it = [one for one in incidents if one["step"] is None or one["step"] in steps]
+        found = [named(one) for one in about_it]
         expected = case["expected"] or {}
         said = found[0] if found else {}
         tally.named[said.get("cause") or NONE] += 1
@@ -119,7 +123,8 @@ def judge(cases: Iterable[dict[str, Any]], incidents: list[Any], tallies: dict[s
             right = key in said and said[key] == value
             tally.right[key] += right
             if not right and found:
-                yield f"{key} is {said[key]!r}, not {value!r}, {about}"
+                verdict = " ".join(about_it[0].get("verdict", ()))
+                yield f"{key} is {said[key]!r}, not {value!r}, {about}; said was: {verdict}"
 
 
 def print_table(tallies: dict[str, Tally]) -> None:
@@ -132,7 +137,7 @@ def print_table(tallies: dict[str, Tally]) -> None:
         counts = [str(tally.named[cause] or "") for cause in (*causes, NONE)]
         shares = [percent(tally, key) for key in (*ALWAYS, *OPERATORS)]
         table.add_row(name, str(tally.runs), *counts, *shares)
-    Console(width=200).print(table)
+    Console(width=240).print(table)
 
 
 def percent(tally: Tally, key: str) -> str:
