@@ -138,22 +138,9 @@ class Training:
         return float(loss.item())
 
 
-def main() -> None:
-    """Train through the shard once."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--resume", type=Path)
-    given = parser.parse_args()
-    dist.init_process_group("gloo")
+def run(training: Training, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """Train through the rest of the batches, and say on rank 0 how it goes."""
     rank = dist.get_rank()
-    torch.manual_seed(0)
-    length, batches = read_batches(given.data / f"shard-{rank}.bin")
-    training = Training(length, given.checkpoints)
-    if given.resume is not None:
-        training.resume(given.resume)
-        # A policy can ask to leave out the batches that did it.
-        training.batches_read += int(os.environ.get("GRADWATCH_SKIP_BATCHES", "0"))
     for characters, weights in itertools.islice(batches, training.batches_read, None):
         loss = training.learn(characters, weights)
         if rank == 0:
@@ -164,6 +151,24 @@ def main() -> None:
     if rank == 0:
         print(f"trained: weights {'finite' if finite else 'NOT FINITE'}", flush=True)  # noqa: T201 - as above
     dist.destroy_process_group()
+
+
+def main() -> None:
+    """Train through the shard once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--checkpoints", type=Path)
+    parser.add_argument("--resume", type=Path)
+    given = parser.parse_args()
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    length, batches = read_batches(given.data / f"shard-{dist.get_rank()}.bin")
+    training = Training(length, given.checkpoints)
+    if given.resume is not None:
+        training.resume(given.resume)
+        # A policy can ask to leave out the batches that did it.
+        training.batches_read += int(os.environ.get("GRADWATCH_SKIP_BATCHES", "0"))
+    run(training, batches)
 
 
 if __name__ == "__main__":
