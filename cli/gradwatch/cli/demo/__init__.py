@@ -1,1 +1,1 @@
-"""`gradwatch demo`: a training run with one flipped bit in its data, and the verdict on it."""
+"""`gradwatch demo`: a training run with something broken in it, and the verdict on it."""

@@ -8,50 +8,51 @@ It is told what, and does not know either that anyone watches it.
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 # Run by path, as `train.py` is.
 from gradwatch.cli.demo import train
+from gradwatch.cli.demo.faults import BAD_MICRO_BATCH
 
 BLOCK = "blocks.1"
 MICRO_BATCHES = 4
-BAD_MICRO_BATCH = 2
 NAN = float("nan")
 # Of the first element of the last layer's gradient.
 GRADIENTS = {"gradient": NAN, "two-ranks": NAN, "overflow-in-the-sum": 3e38, "frozen-parameter": 1e30}
 
 
-def add_log(values: Tensor) -> Tensor:
-    """The logarithm of an activation that is dead."""
-    return values + (values * 0).abs().log()
+def add_log(values: Tensor, alive: Tensor) -> Tensor:
+    """The logarithm of a norm, which is -Inf for what is not alive."""
+    return values + (values * alive).square().sum(-1, keepdim=True).log()
 
 
-def add_root(values: Tensor) -> Tensor:
-    """The root of an activation that is dead: 0, and it has no derivative there."""
-    return values + (values * 0).square().sqrt()
+def add_root(values: Tensor, alive: Tensor) -> Tensor:
+    """A norm, which is 0 for what is not alive, and has no derivative there."""
+    return values + (values * alive).square().sum(-1, keepdim=True).sqrt()
 
 
-def add_softmax(values: Tensor) -> Tensor:
-    """A softmax of which everything is masked."""
-    masked = torch.ones_like(values, dtype=torch.bool)
-    return values + values.masked_fill(masked, float("-inf")).softmax(-1)
+def add_softmax(values: Tensor, alive: Tensor) -> Tensor:
+    """A softmax that masks what is not alive: all of it."""
+    return values + values.masked_fill(alive == 0, float("-inf")).softmax(-1)
 
 
 OPERATORS = {"log-of-zero": add_log, "sqrt-of-zero": add_root, "masked-softmax": add_softmax}
 
 
-def sum_then_divide(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def sum_then_divide(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """A comm hook that averages by a sum, which it divides when that may be too late."""
     del state
     summed = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return summed.then(lambda done: done.value()[0].div_(dist.get_world_size()))
+    averaged: torch.futures.Future[Tensor] = summed.then(
+        lambda done: done.value()[0].div_(dist.get_world_size())
+    )
+    return averaged
 
 
 class Broken(train.Training):
@@ -72,6 +73,10 @@ class Broken(train.Training):
         self._scaler = torch.amp.GradScaler(
             "cpu", init_scale=2.0**127, growth_interval=5, enabled=fault == "loss-scale"
         )
+        self._alive = torch.ones(())
+        if fault in OPERATORS:
+            self.network.register_forward_pre_hook(self._see_weights)
+            self.network.get_submodule(BLOCK).register_forward_hook(self._add)
         if fault == "overflow-in-the-sum":
             self.model.register_comm_hook(None, sum_then_divide)
 
@@ -83,11 +88,11 @@ class Broken(train.Training):
         self.optimizer.zero_grad()
         with self._breaking() if due else contextlib.nullcontext():
             for micro, (texts, scales) in enumerate(zip(characters.chunk(number), weights.chunk(number))):  # noqa: B905 - as many of both
-                given = scales * NAN if due and self._fault == "micro-batch" and micro == BAD_MICRO_BATCH else scales
+                given = self._spoilt(scales, micro) if due else scales
                 with self.model.no_sync() if micro < number - 1 else contextlib.nullcontext():
                     logits = self.model(texts[:, :-1], given)
                     loss = functional.cross_entropy(logits.flatten(0, 1), texts[:, 1:].flatten()) / number
-                    self._scaler.scale(loss).backward()
+                    self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 mean += float(loss.item())
             self._scaler.step(self.optimizer)
             self._scaler.update()
@@ -100,12 +105,8 @@ class Broken(train.Training):
         """Be broken within."""
         handles = []
         weight = self.network.get_parameter(f"{BLOCK}.up.weight")
-        if self._fault in OPERATORS:
-            change = OPERATORS[self._fault]
-            block = self.network.get_submodule(BLOCK)
-            handles.append(block.register_forward_hook(lambda *passed: change(passed[2])))
-        elif self._fault in GRADIENTS:
-            handles.append(self.network.head.weight.register_hook(self._spoil))
+        if self._fault in GRADIENTS:
+            handles.append(self.network.head.weight.register_hook(self._spoil))  # type: ignore[no-untyped-call]
         elif self._fault == "poisoned-weight":
             weight.data[0, 0] = NAN
         elif self._fault == "diverged-replica":
@@ -116,6 +117,21 @@ class Broken(train.Training):
         yield
         for handle in handles:
             handle.remove()
+
+    def _spoilt(self, weights: Tensor, micro: int) -> Tensor:
+        """The weights of a micro-batch's samples."""
+        if self._fault == "micro-batch" and micro == BAD_MICRO_BATCH:
+            return weights * NAN
+        # Of the first sample nothing is left: so every rank that is given this batch breaks.
+        return weights.index_fill(0, torch.tensor([0]), 0.0) if self._fault in OPERATORS else weights
+
+    def _see_weights(self, module: nn.Module, given: tuple[Tensor, Tensor]) -> None:
+        del module
+        self._alive = given[1][:, None, None]
+
+    def _add(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        del module, given
+        return OPERATORS[self._fault](output, self._alive)
 
     def _spoil(self, gradient: Tensor) -> Tensor:
         spoilt = gradient.clone()

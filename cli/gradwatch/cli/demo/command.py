@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gradwatch.cli import options
-from gradwatch.cli.demo.shards import Fault
+from gradwatch.cli.demo.faults import Fault
 
 
 def demo(
@@ -15,7 +15,11 @@ def demo(
         typer.Option(envvar="GRADWATCH_DEMO_SEED", help="Where the fault lies.", show_default="random"),
     ] = None,
     fault: Annotated[
-        Fault, typer.Option(envvar="GRADWATCH_DEMO_FAULT", help="What is broken.")
+        Fault,
+        typer.Option(
+            envvar="GRADWATCH_DEMO_FAULT",
+            help="What is broken. " + " ".join(f"{one.value}: {one.says}." for one in Fault),
+        ),
     ] = Fault.FLIPPED_BIT,
     policy: Annotated[
         Path | None,

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from gradwatch.cli import policy_files
-from gradwatch.cli.demo import shards
-from gradwatch.cli.errors import CliError
+from gradwatch.cli.demo import faults, shards
+from gradwatch.cli.errors import CliError, UsageError
 from gradwatch.cli.launcher import collector_state
 from gradwatch.cli.launcher.environment import for_child
 from gradwatch.collector.policy.model import Mode
@@ -63,7 +63,7 @@ class Outcome:
         healed: whether a policy was to see to that.
     """
 
-    planted: shards.Planted
+    planted: faults.Planted
     incident: dict[str, Any] | None
     report: dict[str, Any]
     metrics_url: str
@@ -80,19 +80,12 @@ class Outcome:
     def named_right(self) -> bool:
         """Whether the first verdict names what was planted, and nothing else."""
         only = self.planted.again_rank is None
-        if self.incident is None or (only and len(self.report["incidents"]) != 1):
+        if only and len(self.report["incidents"]) > 1:
             return False
-        first = self.incident["first"] or {}
-        named = (first.get("rank"), first.get("step"), first.get("parameter"))
-        clean = [rank for rank in range(shards.RANKS) if rank != self.planted.rank]
-        return (
-            named == (self.planted.rank, self.planted.step, self.planted.parameter)
-            and self.incident["clean_ranks"] == clean
-            and not self.incident["tie"]
-        )
+        return self.planted.is_told_by(self.incident)
 
 
-def run_demo(seed: int, display: Display, fault: shards.Fault, policy: Path | None) -> Outcome:
+def run_demo(seed: int, display: Display, fault: faults.Fault, policy: Path | None) -> Outcome:
     """Plant a fault, train, and read the verdict.
 
     Args:
@@ -103,18 +96,21 @@ def run_demo(seed: int, display: Display, fault: shards.Fault, policy: Path | No
 
     Raises:
         CliError: there is no torch here, or the run itself failed.
-        UsageError: the policy is of no use.
+        UsageError: the policy is of no use, or does not go with that fault.
     """
     if importlib.util.find_spec("torch") is None:
         raise CliError("the demo trains with torch, which is not installed: pip install 'gradwatch[torch]'")
-    planted = shards.plant(seed, fault)
+    planted = faults.plant(seed, fault)
+    if policy is not None and not planted.in_the_data:
+        with_policy = ", ".join(one.value for one in faults.IN_THE_DATA)
+        raise UsageError(f"--policy goes with faults of the data only: {with_policy}")
     enforced = policy is not None and policy_files.check(policy).mode is Mode.ENFORCE
     with tempfile.TemporaryDirectory(prefix="gradwatch-demo-") as name:
         folder = Path(name)
         shards.write(folder, planted, seed)
         with _collector(folder) as url:
             watched = _Scraping(display, url)
-            report, finite = _train(folder, watched, policy)
+            report, finite = _train(folder, watched, planted, policy)
             display.ended()
             # While the incident is open if it could be had, since then a gauge names the rank.
             scraped = watched.at_verdict or _scrape(url)
@@ -180,17 +176,24 @@ def _collector(folder: Path) -> Iterator[str]:
             process.wait()
 
 
-def _train(folder: Path, display: Display, policy: Path | None) -> tuple[dict[str, Any], bool]:
+def _train(
+    folder: Path, display: Display, planted: faults.Planted, policy: Path | None
+) -> tuple[dict[str, Any], bool]:
     """Train; the report, and whether the weights are finite in the end."""
     report = folder / "report.json"
-    script = Path(__file__).with_name("train.py")
+    script = Path(__file__).with_name("train.py" if planted.in_the_data else "broken.py")
     command = [sys.executable, "-m", "gradwatch.cli", "run", "--job", _JOB]
     command += ["--state-dir", str(folder), "--report", str(report)]
+    if planted.fault is faults.Fault.DIVERGED_REPLICA:
+        command += ["--replica-check-every", str(faults.REPLICA_CHECK_EVERY)]
     if policy is not None:
         command += ["--policy", str(_here(policy, folder))]
     command += ["--"]
     command += [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(shards.RANKS), str(script), str(folder)]
+    command += ["--nproc-per-node", str(faults.RANKS), str(script), str(folder)]
+    if not planted.in_the_data:
+        command += ["--fault", planted.fault.value, "--step", str(planted.step)]
+        command += ["--ranks", *map(str, planted.ranks)]
     if policy is not None:
         command += ["--checkpoints", str(folder / _CHECKPOINTS), "--resume", "{resume}"]
     env = {**for_child(os.environ), "OMP_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gradwatch.cli import output
-from gradwatch.cli.demo import shards
+from gradwatch.cli.demo import faults
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -36,7 +36,7 @@ class Progress:
         fault: what is broken.
     """
 
-    def __init__(self, fault: shards.Fault) -> None:
+    def __init__(self, fault: faults.Fault) -> None:
         from rich import progress
 
         self._bar = progress.Progress(
@@ -47,9 +47,9 @@ class Progress:
         )
         self._task: TaskID | None = None
         self._interactive = self._bar.console.is_terminal
-        typer.echo(f"Training a small GPT on {shards.RANKS} ranks; {fault.says}.")
+        typer.echo(f"Training a small GPT on {faults.RANKS} ranks; {fault.says}.")
         if self._interactive:
-            self._task = self._bar.add_task("starting torchrun", total=shards.plant(0, fault).steps)
+            self._task = self._bar.add_task("starting torchrun", total=faults.plant(0, fault).steps)
             self._bar.start()
 
     def step(self, step: int, loss: str) -> None:
@@ -77,7 +77,11 @@ def print_outcome(outcome: Outcome, *, json: bool) -> None:
             {
                 "correct": outcome.correct,
                 "finite": outcome.finite,
-                "planted": dataclasses.asdict(outcome.planted),
+                "planted": {
+                    **dataclasses.asdict(outcome.planted),
+                    "parameter": outcome.planted.parameter,
+                    "cause": outcome.planted.cause,
+                },
                 "incident": outcome.incident,
                 "metrics_url": outcome.metrics_url,
                 "metrics": outcome.metrics,
@@ -89,7 +93,7 @@ def print_outcome(outcome: Outcome, *, json: bool) -> None:
     typer.echo("")
     _print_verdict(outcome)
     typer.echo("")
-    typer.echo(f"Planted: rank {planted.rank}, step {planted.step}, parameter {planted.parameter}.")
+    typer.echo(f"Planted: {planted.sentence}")
     typer.echo("The verdict is right." if outcome.named_right else "THE VERDICT IS NOT WHAT WAS PLANTED.")
     decisions = [one for one in outcome.report["decisions"] if one["action"] != "none"]
     if decisions:
