@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,10 @@ class SpoiltWeight(Fault):
     by: float = 0.0
 
     def in_weights(self, model: nn.Module) -> None:
-        parameter = model.get_parameter(self.parameter)
+        parameter: torch.Tensor = model.get_parameter(self.parameter)
+        if isinstance(parameter, DTensor):
+            # This rank's own shard of it.
+            parameter = parameter.to_local()
         with torch.no_grad():
             flat = parameter.view(-1)
             place = self.element % flat.numel()

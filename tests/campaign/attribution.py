@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.ranks import REPOSITORY
-from tests.training.attribution import CLASSES, CLEAN, REPLICA_CHECK_EVERY
+from tests.training.catalogue import CLASSES, CLEAN, REPLICA_CHECK_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,8 +38,6 @@ OPERATORS_RIGHT = 0.95
 NONE = "none"
 # A report holds the newest 100 incidents.
 MODELS_OF_A_JOB = 90
-# What is not named yet: these classes are run only when asked for.
-NOT_YET: tuple[str, ...] = ()
 
 
 @dataclass
@@ -199,7 +197,7 @@ def main() -> int:
     plan = [
         name
         for name, number in numbers.items()
-        if (name not in NOT_YET if arguments.only is None else name in arguments.only)
+        if arguments.only is None or name in arguments.only
         for _ in range(number)
     ]
     tallies, wrong = campaign(plan, arguments.seed, arguments.world_sizes)
