@@ -82,6 +82,18 @@ def test_each_fault_says_what_it_is():
     assert not any(text.endswith(".") for text in says)
 
 
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault.FLIPPED_BIT, "rank 2, step 9, parameter head.weight, cause input."),
+        (Fault.TWO_RANKS, "ranks 2 and 3, step 9, parameter head.weight, cause backward."),
+        (Fault.OVERFLOW_IN_THE_SUM, "all ranks, step 9, cause reduction."),
+    ],
+)
+def test_what_was_planted_is_a_sentence(fault, sentence):
+    assert faults.Planted(rank=2, step=9, sample=0, fault=fault).sentence == sentence
+
+
 def at(rank: int | None, parameter: str | None = "head.weight", **fields: Any) -> dict[str, Any]:
     """An incident as the report has it: at step 9, of four ranks."""
     known: dict[str, Any] = {"step": 9, "cause": "input", "tie": False, "clean_ranks": [0, 1, 3]}

@@ -183,10 +183,10 @@ class Planted:
         """What was planted, as the end of `Planted: `."""
         if self.cause is None:
             return f"{self.fault.says}. Nothing is to be reported."
-        ranks = " and ".join(map(str, self.ranks)) if len(self.ranks) < RANKS else "all"
-        where = "rank" if len(self.ranks) == 1 else "ranks"
+        on = " and ".join(map(str, self.ranks))
+        where = {1: f"rank {on}", RANKS: "all ranks"}.get(len(self.ranks), f"ranks {on}")
         named = "" if self.parameter is None else f", parameter {self.parameter}"
-        return f"{where} {ranks}, step {self.seen_at}{named}, cause {self.cause}."
+        return f"{where}, step {self.seen_at}{named}, cause {self.cause}."
 
 
 def plant(seed: int, fault: Fault = Fault.FLIPPED_BIT) -> Planted:
