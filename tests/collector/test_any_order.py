@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Status
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
+from tests.collector.test_causes import autopsy, checksum, flight, reduced
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, State
@@ -52,6 +53,8 @@ class Course:
         reduced: rounds that were bad after the reduction only.
         per_step: rounds that make up one update.
         guarded: the guard skips every update with a bad round.
+        in_full: the probes tell all that they see beside their own bad gradients.
+        drifts_at: from this round on the parameters of rank 0 are not those of the others.
     """
 
     world_size: int
@@ -60,6 +63,33 @@ class Course:
     reduced: frozenset[int] = frozenset()
     per_step: int = 1
     guarded: bool = False
+    in_full: bool = False
+    drifts_at: int | None = None
+
+
+def beside(course: Course, rank: int, round_: int) -> list[obs.Body]:
+    """What a rank tells in a round beside its own bad gradients."""
+    step, bad = round_ // course.per_step, course.bad.get(round_, {})
+    bodies: list[obs.Body] = []
+    if rank in bad:
+        bodies += [replace(flight(round_, [1.0] * 4), step=step), replayed(course, rank, round_)]
+    elif bad or round_ in course.reduced:
+        bodies.append(reduced(round_, step=step))
+    # Its neighbour on the host has left its capsule.
+    other = (rank + 1) % course.world_size
+    if other in bad:
+        bodies.append(replayed(course, other, round_, by=rank))
+    if round_ % max(1, course.rounds // 3) == 0:
+        drifted = rank == 0 and course.drifts_at is not None and round_ >= course.drifts_at
+        bodies.append(checksum(round_, 8 if drifted else 7, 3, step=step))
+    return bodies
+
+
+def replayed(course: Course, rank: int, round_: int, by: int | None = None) -> obs.Autopsy:
+    """A replay: some are reproduced, some are not, some were brought in by a collective."""
+    known = [obs.Replay.REPRODUCED, obs.Replay.FINITE, obs.Replay.RECEIVED]
+    kind = known[(round_ + rank) % len(known)] if by is None else known[(round_ + rank + by) % 2]
+    return autopsy(rank, round_, kind, step=round_ // course.per_step)
 
 
 def simulate(course: Course) -> list[Journal]:
@@ -81,6 +111,8 @@ def simulate(course: Course) -> list[Journal]:
                 if streak < IN_FULL:
                     bodies.append(nonfinite(round_, gradient(position=position), step=step))
                 streak += 1
+            if course.in_full:
+                bodies += beside(course, rank, round_)
             last_bad = round_ if round_ in all_bad else last_bad
             moments.append(
                 Moment(
@@ -155,6 +187,18 @@ def courses(draw: st.DrawFn) -> Course:
 @settings(max_examples=300, deadline=None)
 @given(courses(), st.integers(0, 2**32))
 def test_any_order(course: Course, seed: int):
+    assert essence(out_of_step(course, seed)) == essence(in_step(simulate(course)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(courses(), st.integers(0, 2**32), st.none() | st.integers(0, 60))
+def test_any_order_of_all_that_is_told(course: Course, seed: int, drifts_at: int | None):
+    course = replace(course, in_full=True, drifts_at=drifts_at)
+    assert essence(out_of_step(course, seed)) == essence(in_step(simulate(course)))
+
+
+def out_of_step(course: Course, seed: int) -> State:
+    """Told by sidecars that each come when they like, and send some of it twice."""
     chance = random.Random(seed)
     journals = simulate(course)
     told = Told()
@@ -174,7 +218,7 @@ def test_any_order(course: Course, seed: int):
         if chance.random() < 0.5:
             told.tell(*parts)
         shipped[index] = moment.records
-    assert essence(told.state) == essence(in_step(journals))
+    return told.state
 
 
 @settings(max_examples=100, deadline=None)

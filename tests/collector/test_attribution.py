@@ -338,7 +338,9 @@ def test_ranks_that_are_bad_after_skipped_updates_alone_are_origins():
     verdict = told.incident.verdict
     assert [origin.rank for origin in verdict.origins] == [1, 0]
     assert verdict.contaminated_ranks == ()
-    assert verdict.sentences[1] == "Rank 0 was bad before any update was applied too."
+    assert verdict.sentences[1] == (
+        "Rank 0 was bad before any update was applied too; ranks 2 and 3 were clean in that round."
+    )
     assert verdict.sentences[-1] == (
         "The guard skipped the update of step 17; of those after it that is not known yet."
     )

@@ -14,7 +14,7 @@ from gradwatch.collector.evidence import first_step, is_local, position
 from gradwatch.collector.likely import Case, likely
 from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict
 from gradwatch.collector.observations import Phase
-from gradwatch.collector.replays import has_received, judge, operator_of, own
+from gradwatch.collector.replays import judge, operator_of, own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +73,7 @@ def is_waiting(verdict: Verdict) -> bool:
 def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
     """Some rank's own gradients were bad first."""
     bad = [one for one in evidence.earliest.values() if one.kind is Kind.GRADIENT]
-    made = [one for one in bad if not has_received(evidence.replayed, one)] or bad
+    made = [one for one in bad if (one.rank, one.round) not in evidence.received] or bad
     received = sorted({one.rank for one in bad} - {one.rank for one in made})
     origins = _in_order([_told(evidence, one) for one in made])
     first = origins[0]
@@ -134,14 +134,19 @@ def _of_overflow(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
     seen = [one for one in evidence.earliest.values() if one.kind is Kind.OVERFLOW]
     shares = {one.rank: one.overflow.own for one in seen if one.overflow and one.overflow.own is not None}
     largest = max(shares.values(), default=0.0)
-    origins = _in_order([one for one in seen if shares.get(one.rank, -1.0) >= largest / _ALIKE])
+    origins = tuple(
+        sorted(
+            (one for one in seen if shares.get(one.rank, -1.0) >= largest / _ALIKE),
+            key=lambda one: (-shares[one.rank], one.rank),
+        )
+    )
     others = {one.rank for one in seen}.difference(one.rank for one in origins)
     first = origins[0] if origins else None
     return Verdict(
         cause=Cause.OPTIMIZER_STATE,
         first=first,
         origins=origins,
-        tie=len(origins) > 1,
+        tie=len(origins) > 1 and shares[origins[1].rank] == largest,
         clean_ranks=tuple(sorted({*clean, *others})),
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
@@ -165,11 +170,11 @@ def _of_replicas(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         cause=Cause.REPLICA_DIVERGENCE,
         first=origins[0],
         origins=origins,
-        tie=not clean and len(origins) > 1,
+        tie=len(origins) > 1,
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
-        sentences=sentences.explain_replicas(origins, clean),
+        sentences=sentences.explain_replicas(origins, [*clean, *unknown]),
     )
 
 

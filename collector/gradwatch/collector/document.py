@@ -31,9 +31,6 @@ def jobs(state: State, books: Books = NO_BOOKS) -> list[schema.JobDocument]:
     return [job(state, name, books) for name in sorted(state.jobs)]
 
 
-_ONE_WARNING_STEPS = 10
-
-
 def job(state: State, name: str, books: Books = NO_BOOKS, newest: int | None = None) -> schema.JobDocument:
     """One job.
 
@@ -277,13 +274,7 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
 
 
 def _with_warnings(document: dict[str, Any], known: JobState) -> dict[str, Any]:
-    told: list[str] = []
-    quiet_until = -1
-    for rank, warning in known.warnings:
-        # What all ranks see at once is one warning.
-        if warning.step >= quiet_until:
-            told.append(warn_of_growth(rank, warning))
-            quiet_until = warning.step + _ONE_WARNING_STEPS
+    told = [warn_of_growth(rank, warning) for rank, warning in known.warnings]
     return {**document, "warnings": [*document["warnings"], *told]}
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradwatch.collector.model import Evidence, Kind, Skips
-from gradwatch.collector.observations import Phase
+from gradwatch.collector.observations import Phase, Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _SKIPS = 64
 
 # Of a thousand ranks that go bad at once a few tell as much as all.
 _REPLAYED = 64
-_FLOWN = 4
+_FLOWN = 8
 
 _PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
@@ -107,8 +107,9 @@ def merge(one: Evidence, other: Evidence) -> Evidence:
             earliest=_earliest([*one.earliest.values(), *other.earliest.values()]),
             contaminated=one.contaminated | other.contaminated,
             reduced=_first_reduced([one.reduced, other.reduced]),
-            replayed=tuple(sorted({*one.replayed, *other.replayed}, key=_order_of_replay)),
-            flown=_flown([*one.flown, *other.flown]),
+            replayed=_replayed([*one.replayed, *other.replayed]),
+            received=one.received | other.received,
+            flown=(*one.flown, *other.flown),
             last_step=max(one.last_step, other.last_step),
             skips=max(
                 with_skips((), [skips for skips in (one.skips, other.skips) if skips is not None]),
@@ -203,8 +204,18 @@ def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:
     own = [one for one in replayed if evidence.first_round <= one.autopsy.round <= evidence.last_round]
     if not own:
         return evidence
-    known = sorted({*evidence.replayed, *own}, key=_order_of_replay)
-    return replace(evidence, replayed=tuple(known[:_REPLAYED]))
+    # All ranks of a job may say so, and who does not is an origin: none of them is left out.
+    received = {
+        (one.by_rank, one.autopsy.round)
+        for one in own
+        if one.autopsy.replay is Replay.RECEIVED and one.by_rank == one.autopsy.of_rank
+    }
+    made = [one for one in own if one.autopsy.replay is not Replay.RECEIVED]
+    return replace(
+        evidence,
+        replayed=_replayed([*evidence.replayed, *made]),
+        received=evidence.received | received,
+    )
 
 
 def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
@@ -214,7 +225,7 @@ def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
         for one in flown
         if one.rank in evidence.earliest and evidence.earliest[one.rank].round == one.flight.round
     ]
-    return replace(evidence, flown=_flown([*evidence.flown, *own])) if own else evidence
+    return _with_first_flown(replace(evidence, flown=(*evidence.flown, *own))) if own else evidence
 
 
 def _of_first_round(evidence: Evidence) -> list[Sighting]:
@@ -227,14 +238,24 @@ def _first_reduced(sightings: Iterable[Sighting | None]) -> Sighting | None:
     return min(known, key=lambda sighting: (sighting.round, sighting.rank), default=None)
 
 
+def _replayed(replayed: Iterable[Replayed]) -> tuple[Replayed, ...]:
+    """The first few, in order."""
+    return tuple(sorted(set(replayed), key=_order_of_replay)[:_REPLAYED])
+
+
 def _order_of_replay(one: Replayed) -> tuple[int, ...]:
     return (one.autopsy.round, one.autopsy.of_rank, one.by_rank, one.autopsy.root)
 
 
-def _flown(flown: Iterable[Flown]) -> tuple[Flown, ...]:
-    """The first few: of a thousand ranks that went bad at once one is like the other."""
-    order = sorted(flown, key=lambda one: (one.flight.round, one.rank, one.flight.root))
-    return tuple(dict.fromkeys(order))[:_FLOWN]
+def _with_first_flown(evidence: Evidence) -> Evidence:
+    """The evidence with those of its flights that are of its first sightings, in logical order."""
+
+    def order(one: Flown) -> tuple[float, ...]:
+        seen = evidence.earliest.get(one.rank)
+        place = (math.inf,) * 4 if seen is None else position(seen)
+        return (one.flight.round, (one.rank, one.flight.round) in evidence.received, *place, one.rank)
+
+    return replace(evidence, flown=tuple(dict.fromkeys(sorted(evidence.flown, key=order)))[:_FLOWN])
 
 
 def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:
@@ -263,7 +284,7 @@ def _sorted_out(evidence: Evidence) -> Evidence:
         if sighting.round == evidence.first_round or sighting.step <= spared + 1
     }
     contaminated = evidence.contaminated.union(evidence.earliest).difference(suspects)
-    return replace(evidence, earliest=suspects, contaminated=contaminated)
+    return _with_first_flown(replace(evidence, earliest=suspects, contaminated=contaminated))
 
 
 def _known(value: int | None) -> float:

@@ -30,23 +30,26 @@ _FIRST_STEPS = 5
 # A scale that sinks so many times in a row is not trying out the range any more.
 _HALVED = 10
 
-# By the operator's name without namespace and overload: what it takes, in words, and below which edge it
-# fails. Backward passes divide: that of sqrt by the root, that of log and of norms by their input.
-_POSITIVE = {
+# By the operator's name without namespace and overload. Of finite input these give what is not finite at the
+# edge of their domain only.
+_DOMAIN = {
     "log",
     "log2",
     "log10",
+    "log1p",
+    "logit",
     "rsqrt",
+    "sqrt",
     "reciprocal",
-    "div",
-    "true_divide",
-    "pow",
-    "norm",
-    "linalg_vector_norm",
+    "acos",
+    "acosh",
+    "asin",
+    "atanh",
+    "erfinv",
 }
-_NOT_NEGATIVE = {"sqrt"}
-_UNIT = {"acos", "asin", "atanh", "acosh", "log1p", "logit", "erfinv"}
-_DOMAIN = _POSITIVE | _NOT_NEGATIVE | _UNIT
+# These overflow as well. By name, the input that has its edge at zero: the divisor, or the base. Backward
+# passes divide: that of sqrt by the root, that of log and of norms by their input.
+_EDGE_AT_ZERO = {"div": 1, "true_divide": 1, "pow": 0, "norm": 0, "linalg_vector_norm": 0}
 _EXPONENTIAL = {"exp", "exp2", "expm1", "sinh", "cosh", "softplus"}
 _NORMALISING = {
     "_softmax",
@@ -158,7 +161,8 @@ def _collapse(case: Case) -> Guess | None:
 
 def _domain(case: Case) -> Guess | None:
     operator, name = _operator(case)
-    if operator is None or not (name in _DOMAIN or name.removesuffix("_backward") in _DOMAIN):
+    name = name.removesuffix("_backward")
+    if operator is None or not (name in _DOMAIN or _is_at_zero(operator, name)):
         return None
     return Guess(
         LikelyKind.DOMAIN,
@@ -167,12 +171,24 @@ def _domain(case: Case) -> Guess | None:
     )
 
 
+def _is_at_zero(operator: Operator, name: str) -> bool:
+    """Whether zero is within the range of the input that must not be zero."""
+    place = _EDGE_AT_ZERO.get(name)
+    if place is None or place >= len(operator.inputs):
+        return False
+    one = operator.inputs[place]
+    return one.min is not None and one.max is not None and one.min <= 0 <= one.max
+
+
 def _saturation(case: Case) -> Guess | None:
     operator, name = _operator(case)
     if operator is None:
         return None
     if name.removesuffix("_data").removesuffix("_backward") in _NORMALISING:
         masked = any(one.nonfinite for one in operator.inputs)
+        flat = any(one.min is not None and one.min == one.max for one in operator.inputs)
+        if not (masked or flat):
+            return None
         why = "was given rows that are masked as a whole" if masked else "had no spread left to normalise by"
         remedy = (
             "See to it that every row keeps at least one position that is not masked."
@@ -248,12 +264,18 @@ def _beginning(case: Case) -> Guess | None:
 
 
 def _unknown(case: Case) -> Guess:
-    if case.judgement in {Judgement.DETERMINISTIC, Judgement.REPEATED_THERE}:
-        other = " on another rank too" if case.judgement is Judgement.DETERMINISTIC else ""
+    if case.judgement is Judgement.DETERMINISTIC:
         return Guess(
             LikelyKind.UNKNOWN,
-            f"replayed, it went bad again{other}, so it is the data or the code that makes it",
+            "replayed, it went bad on another rank too, so it is the data or the code that makes it",
             "Run that batch through the model by itself.",
+        )
+    if case.judgement is Judgement.REPEATED_THERE:
+        return Guess(
+            LikelyKind.UNKNOWN,
+            "replayed on that rank it went bad again, and no other rank of its host has tried, so a fault of "
+            "its device cannot be excluded",
+            "Run that batch through the model by itself, on another device.",
         )
     return Guess(LikelyKind.UNKNOWN, "there is no evidence for any one cause", "")
 

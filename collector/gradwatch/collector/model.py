@@ -274,7 +274,8 @@ class Evidence:
         contaminated: ranks that were first bad after an update had been applied.
         skips: the newest updates of these rounds that are known to have been skipped.
         reduced: the first round in which some rank saw bad reduced gradients, its own being finite.
-        replayed: replays of micro-batches of these rounds.
+        replayed: replays of micro-batches of these rounds, but for those of `received`.
+        received: rank and round, where a collective of the forward pass had brought it in from another rank.
         flown: how it came to the earliest sightings.
     """
 
@@ -286,6 +287,7 @@ class Evidence:
     skips: Skips | None = None
     reduced: Sighting | None = None
     replayed: tuple[Replayed, ...] = ()
+    received: frozenset[tuple[int, int]] = frozenset()
     flown: tuple[Flown, ...] = ()
 
 
@@ -378,6 +380,7 @@ class Attempt:
         checksums: of replicas, by model and round, by rank; until all ranks' are here.
         alike_at: by model, the step at which all replicas were last alike.
         diverged: models of which some replica differs.
+        growths: first and last step of each stretch in which gradients grew far beyond what they usually are.
     """
 
     id: AttemptId
@@ -396,6 +399,7 @@ class Attempt:
     checksums: tuple[Checked, ...] = ()
     alike_at: Mapping[str, int] = field(default_factory=dict)
     diverged: frozenset[int] = frozenset()
+    growths: tuple[tuple[int, int], ...] = ()
 
 
 class CommandState(str, enum.Enum):
@@ -448,7 +452,7 @@ class JobState:
         dropped_earlier: what of `dropped` was counted before this run.
         incidents_confirmed: by cause, counted when an incident is confirmed.
         warned: by kind, how many warnings there were.
-        warnings: the newest, with the rank that gave each.
+        warnings: the newest, one of each stretch, with the rank that gave it.
     """
 
     name: str

@@ -21,15 +21,9 @@ def own(replayed: Iterable[Replayed], sighting: Sighting) -> Autopsy | None:
     )
 
 
-def has_received(replayed: Iterable[Replayed], sighting: Sighting) -> bool:
-    """Whether a collective of the forward pass had brought it in from another rank."""
-    autopsy = own(replayed, sighting)
-    return autopsy is not None and autopsy.replay is Replay.RECEIVED
-
-
 def operator_of(autopsy: Autopsy | None) -> Operator | None:
     """The operator in which it originates, or why it is not known."""
-    if autopsy is None or autopsy.replay is Replay.RECEIVED:
+    if autopsy is None:
         return None
     missing = [autopsy.reason] if autopsy.reason else []
     if autopsy.replay is Replay.FINITE:

@@ -94,23 +94,27 @@ def explain(
         guesses: what is likely to be behind it.
     """
     sentences = [_first(origins, tie), *_what(origins[0])]
+    spread = []
     if received:
-        sentences.append(
+        spread.append(
             f"{_ranks(received)} {_were(received)} bad in the same round, and got it from there: a "
-            "collective of the forward pass had spread it before there were gradients."
+            "collective of the forward pass had spread it before there were gradients"
         )
     others = [origin.rank for origin in origins[1:] if not (tie and _place(origin) == _place(origins[0]))]
     if others:
-        sentences.append(f"{_ranks(others)} {_were(others)} bad before any update was applied too.")
-    if clean:
-        spread = sorted(set(contaminated).intersection(clean))
-        tail = (
-            f"; the all-reduce then spread it, and {_ranks(spread, lower=True)} "
-            f"{_were(spread)} bad after the update."
-            if spread
-            else "."
+        spread.append(
+            f"{_ranks(others, lower=bool(spread))} {_were(others)} bad before any update was applied too"
         )
-        sentences.append(f"{_ranks(clean)} {_were(clean)} clean in that round{tail}")
+    if clean:
+        spread.append(f"{_ranks(clean, lower=bool(spread))} {_were(clean)} clean in that round")
+        after = sorted(set(contaminated).intersection(clean))
+        if after:
+            spread.append(
+                f"the all-reduce then spread it, and {_ranks(after, lower=True)} {_were(after)} bad after "
+                "the update"
+            )
+    if spread:
+        sentences.append(f"{'; '.join(spread)}.")
     sentences += _of_unknown(unknown)
     told = [guess for guess in guesses if guess.kind is not LikelyKind.UNKNOWN or guess.remedy]
     if told:
@@ -169,11 +173,7 @@ def explain_overflow(
     )
     sentences = [first]
     if origins and not alone:
-        ranks = [origin.rank for origin in origins]
-        most = origins[0].overflow
-        share = "" if most is None or most.own is None else f", {most.own:.3g} before the reduction"
-        whose = f"{_ranks(ranks)} on node {origins[0].node}" if len(ranks) == 1 else _ranks(ranks)
-        sentences.append(f"{whose} had the largest share in it{share}.")
+        sentences.append(_shares(origins))
     sentences.append(
         "The guard skipped the update, so the optimizer's state was not touched."
         if overflow.skipped
@@ -184,17 +184,23 @@ def explain_overflow(
     return (*sentences, *_of_unknown(unknown))
 
 
-def explain_replicas(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple[str, ...]:
-    """Say whose parameters are not those of the others."""
+def explain_replicas(origins: Sequence[Sighting], others: Sequence[int]) -> tuple[str, ...]:
+    """Say whose parameters are not those of the others.
+
+    Args:
+        origins: the odd ones out; all ranks if it cannot be told whose are right.
+        others: ranks that agree; their checksums are known, whatever else of them is not.
+    """
     first = origins[0]
     ranks = [origin.rank for origin in origins]
-    what = "more than one parameter" if first.parameter is None else first.parameter
+    several = "one parameter" if first.gradients_total == 1 else "more than one parameter"
+    what = several if first.parameter is None else first.parameter
     since = (
         "No earlier check is known of."
         if first.alike_at is None
         else f"At step {first.alike_at} all had still been alike."
     )
-    if not clean:
+    if not others:
         differ = (
             f"{_ranks(ranks)} do not have the same parameters at step {first.step} (round {first.round}): "
             f"{what} differs, and it cannot be told whose is right."
@@ -208,7 +214,7 @@ def explain_replicas(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple
     have = "has" if len(ranks) == 1 else "have"
     apart = (
         f"{who} {have} drifted apart: at step {first.step} (round {first.round}) {what} is not what it is on "
-        f"{_ranks(clean, lower=True)}."
+        f"{_ranks(sorted(others), lower=True)}."
     )
     remedy = (
         "Replicas get the same updates, so a device or its memory is suspect: test it, and go back to a "
@@ -223,6 +229,17 @@ def warn_of_growth(rank: int, warning: Exploding) -> str:
         f"Rank {rank}: the gradient of {warning.parameter} has grown to {warning.magnitude:.3g} at step "
         f"{warning.step}, from {warning.usual:.3g} as usual; if it goes on, it will overflow."
     )
+
+
+def _shares(origins: Sequence[Sighting]) -> str:
+    """Who had how much in a gradient that is too large, the largest first."""
+    own = [None if origin.overflow is None else origin.overflow.own for origin in origins]
+    share = "" if own[0] is None else f", {own[0]:.3g} before the reduction"
+    most = [origin.rank for origin, one in zip(origins, own, strict=True) if one == own[0]]
+    rest = [origin.rank for origin in origins if origin.rank not in most]
+    whose = f"{_ranks(most)} on node {origins[0].node}" if len(most) == 1 else _ranks(most)
+    near = f"; more than half as much came from {_ranks(sorted(rest), lower=True)}" if rest else ""
+    return f"{whose} had the largest share in it{share}{near}."
 
 
 def _what(first: Sighting) -> tuple[str, ...]:

@@ -12,11 +12,15 @@ from gradwatch.collector.replicas import differing, odd_ones
 if TYPE_CHECKING:
     from gradwatch.collector import observations as obs
     from gradwatch.collector.draft import Draft
-    from gradwatch.collector.model import Attempt, RankState
+    from gradwatch.collector.model import RankState
 
 EXPLODING = "exploding"
 # Of a job's warnings. The newest tell most.
 _WARNINGS = 8
+# Warnings that have fewer steps between them are of one stretch, whichever rank gave them.
+_STRETCH_STEPS = 10
+# Of an attempt; what comes after is counted only.
+_STRETCHES = 8
 # Rounds whose checksums are waited for.
 _CHECKED_ROUNDS = 4
 
@@ -65,10 +69,19 @@ def see_overflow(draft: Draft, rank: RankState, body: obs.OptimizerState) -> Non
 
 
 def see_growth(draft: Draft, rank: RankState, body: obs.Exploding) -> None:
-    """A gradient grows far beyond what it usually is."""
-    job = draft.jobs[rank.attempt.job]
-    warnings = (*job.warnings, (rank.hello.rank, body))
-    draft.jobs[job.name] = replace(job, warned=counted(job.warned, EXPLODING), warnings=warnings[-_WARNINGS:])
+    """A gradient grows far beyond what it usually is; the first that says so of a stretch is told."""
+    job, attempt = draft.jobs[rank.attempt.job], draft.attempts[rank.attempt]
+    warnings, growths = job.warnings, list(attempt.growths)
+    for place, (first, last) in enumerate(growths):
+        if first - _STRETCH_STEPS < body.step < last + _STRETCH_STEPS:
+            growths[place] = (min(first, body.step), max(last, body.step))
+            break
+    else:
+        if len(growths) < _STRETCHES:
+            growths.append((body.step, body.step))
+            warnings = (*warnings, (rank.hello.rank, body))[-_WARNINGS:]
+    draft.jobs[job.name] = replace(job, warned=counted(job.warned, EXPLODING), warnings=warnings)
+    draft.attempts[attempt.id] = replace(attempt, growths=tuple(growths))
 
 
 def see_flight(draft: Draft, rank: RankState, body: obs.Flight) -> None:
@@ -109,17 +122,19 @@ def see_checksum(draft: Draft, rank: RankState, body: obs.Checksum, seq: int) ->
         alike_at, diverged = {**alike_at, str(body.root): body.step}, diverged - {body.root}
     elif body.root not in diverged:
         diverged |= {body.root}
-        _diverge(draft, attempt, here, odd)
+        _diverge(draft, rank, here, odd)
     draft.attempts[rank.attempt] = replace(attempt, checksums=kept, alike_at=alike_at, diverged=diverged)
 
 
-def _diverge(draft: Draft, attempt: Attempt, here: dict[int, Checked], odd: tuple[int, ...]) -> None:
+def _diverge(draft: Draft, teller: RankState, here: dict[int, Checked], odd: tuple[int, ...]) -> None:
+    attempt = draft.attempts[teller.attempt]
     others = [rank for rank in sorted(here) if rank not in odd] or [odd[0]]
     right = here[others[0]].checksum
     names = draft.parameters.get((attempt.id, right.root), ())
     for number in odd:
         checksum = here[number].checksum
-        rank = draft.journals[attempt.ranks[number]].rank
+        # The journal that is being read is not in the draft before its batch has been.
+        rank = teller if number == teller.hello.rank else draft.journals[attempt.ranks[number]].rank
         if rank is None:
             continue
         other = right.sums
@@ -132,6 +147,7 @@ def _diverge(draft: Draft, attempt: Attempt, here: dict[int, Checked], odd: tupl
                 _sighting(rank, Kind.REPLICA, checksum.step, checksum.round),
                 parameter=name,
                 module=None if name is None else name.rpartition(".")[0],
+                gradients_total=0 if place is None else 1,
                 alike_at=attempt.alike_at.get(str(checksum.root)),
             )
         )
