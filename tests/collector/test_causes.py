@@ -173,6 +173,18 @@ def test_who_had_the_largest_share_in_a_gradient_that_is_too_large():
     assert "never move again" in " ".join(verdict.sentences)
 
 
+def test_shares_that_are_nearly_as_large_are_named_after_the_largest():
+    told = Told().hellos(3)
+    for rank, own in enumerate([2e30, 3e30, 2.0]):
+        told.tell(*told_of(rank, 4, overflow(4, own), last_bad_round=None))
+    verdict = told.incident.verdict
+    assert ([origin.rank for origin in verdict.origins], verdict.tie) == ([1, 0], False)
+    assert verdict.sentences[1] == (
+        "Rank 1 on node n1 had the largest share in it, 3e+30 before the reduction; more than half as much "
+        "came from rank 0."
+    )
+
+
 def test_an_update_that_was_skipped_has_done_no_harm():
     told = Told().hellos(1)
     told.tell(*told_of(0, 4, overflow(4, 3e30, skipped=True), last_bad_round=None))
@@ -246,6 +258,54 @@ def test_ranks_that_a_collective_had_made_bad_are_no_origins():
     assert "a collective of the forward pass had spread it" in verdict.sentences[2]
 
 
+def test_whoever_made_it_is_found_among_many():
+    told = Told().hellos(100)
+    for rank in range(100):
+        replay = obs.Replay.REPRODUCED if rank == 90 else obs.Replay.RECEIVED
+        told.tell(*told_of(rank, 5, nonfinite(5, phase=obs.Phase.FORWARD), autopsy(rank, 5, replay)))
+    assert [origin.rank for origin in told.incident.verdict.origins] == [90]
+
+
+def test_four_sentences_say_it_all():
+    told = Told().hellos(4)
+    for rank, replay in {1: obs.Replay.REPRODUCED, 2: obs.Replay.REPRODUCED, 3: obs.Replay.RECEIVED}.items():
+        bad = nonfinite(5, gradient(position=rank), phase=obs.Phase.FORWARD)
+        told.tell(*told_of(rank, 5, bad, autopsy(rank, 5, replay)))
+    told.tell(*told_of(0, 5, reduced(5)))
+    assert len(told.incident.verdict.sentences) == 4
+    assert told.incident.verdict.sentences[2] == (
+        "Rank 3 was bad in the same round, and got it from there: a collective of the forward pass had "
+        "spread it before there were gradients; rank 2 was bad before any update was applied too; rank 0 was "
+        "clean in that round."
+    )
+
+
+NO_EDGE = [
+    ("aten.pow.Tensor_Scalar", [(1.0, 3e30)]),
+    ("aten.div.Tensor", [(0.0, 1.0), (1e-40, 1e-39)]),
+    ("aten.native_layer_norm.default", [(1.0, 3e30)]),
+]
+EDGE = [
+    ("aten.div.Tensor", [(0.0, 1.0), (0.0, 3.0)], LikelyKind.DOMAIN),
+    ("aten.pow.Tensor_Scalar", [(-1.0, 2.0)], LikelyKind.DOMAIN),
+    ("aten.log.default", [], LikelyKind.DOMAIN),
+    ("aten.native_layer_norm.default", [(2.0, 2.0)], LikelyKind.SATURATION),
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "ranges", "kind"), [*((*one, LikelyKind.UNKNOWN) for one in NO_EDGE), *EDGE]
+)
+def test_what_an_operator_was_given_tells_whether_it_is_at_an_edge(operator, ranges, kind):
+    inputs = tuple(obs.OperatorInput("float32", (4,), low, high, 0) for low, high in ranges)
+    told = bad_on(1, autopsy(1, 5, obs.Replay.REPRODUCED, operator=operator, inputs=inputs))
+    guess = told.incident.verdict.likely[0]
+    assert guess.kind is kind
+    if kind is LikelyKind.UNKNOWN:
+        # Nobody else has tried.
+        assert "cannot be excluded" in told.incident.verdict.sentences[-1]
+
+
 def test_a_replay_may_be_told_before_what_it_is_of():
     told = Told().hellos(2)
     told.tell(*told_of(0, 5, reduced(5), autopsy(1, 5, obs.Replay.REPRODUCED)))
@@ -316,15 +376,36 @@ def test_growth_is_a_warning_and_no_incident():
     told = Told().hellos(2)
     warning = obs.Exploding(0, 9, 9, "a.weight", "a", "Linear", 5e6, 0.5, 1)
     told.tell(batch("r0", 1, warning))
-    # What all ranks see at once is one warning.
-    told.tell(batch("r1", 1, replace(warning, round=10, step=10)))
+    # What all ranks see at once, and step after step, is one warning.
+    for place, step in enumerate(range(9, 60)):
+        told.tell(batch("r1", 1 + place, replace(warning, round=step, step=step)))
     assert told.incidents == []
-    assert told.job.warned == {"exploding": 2}
+    assert told.job.warned == {"exploding": 52}
     (text,) = document.job(told.state, "j").warnings
     assert text == (
         "Rank 0: the gradient of a.weight has grown to 5e+06 at step 9, from 0.5 as usual; if it goes on, it "
         "will overflow."
     )
+
+
+def test_warnings_that_do_not_end_are_told_a_few_times():
+    told, texts = Told().hellos(1), set()
+    for turn in range(30):
+        warning = obs.Exploding(0, 50 * turn, 50 * turn, "a.weight", "a", "Linear", 5e6, 0.5, 1)
+        told.tell(batch("r0", 1 + turn, warning))
+        texts |= {*document.job(told.state, "j").warnings}
+    assert len(texts) == 8
+    assert told.job.warned == {"exploding": 30}
+
+
+def test_how_it_came_to_the_first_rank_is_kept_among_many():
+    told = Told().hellos(20)
+    for rank in range(20):
+        bad = nonfinite(20, gradient(position=19 - rank), phase=obs.Phase.FORWARD)
+        told.tell(*told_of(rank, 20, bad, flight(20, GROWING)))
+    assert told.incident.verdict.first.rank == 19
+    assert told.incident.verdict.likely[0].kind is LikelyKind.EXPLODING_GRADIENTS
+    assert len(told.incident.evidence.flown) < 20
 
 
 # ---------------------------------------------------------------- replicas
@@ -350,6 +431,28 @@ def test_the_replica_that_has_drifted_apart_is_named_with_its_parameter():
     assert (verdict.cause, verdict.first.rank, verdict.first.step) == (Cause.REPLICA_DIVERGENCE, 1, 200)
     assert (verdict.first.parameter, verdict.clean_ranks, verdict.tie) == ("b.weight", (0, 2), False)
     assert "At step 100 all had still been alike." in verdict.sentences
+
+
+def test_what_is_not_known_of_a_replica_is_not_claimed():
+    # The collector was started again: names are told at the beginning of an attempt.
+    told = Told().hellos(3)
+    for rank in range(3):
+        sums = (60, 8, 19) if rank == 1 else (50, 8, 9)
+        # Nobody has passed the round yet.
+        told.tell(batch(f"r{rank}", 1, checksum(200, *sums)))
+    verdict = told.incident.verdict
+    assert (verdict.first.rank, verdict.first.parameter, verdict.tie) == (1, None, False)
+    assert verdict.sentences[0] == (
+        "Rank 1 on node n1 has drifted apart: at step 200 (round 200) one parameter is not what it is on "
+        "ranks 0 and 2."
+    )
+
+
+def test_a_checksum_may_come_with_the_hello():
+    told = Told()
+    for rank in range(2):
+        told.tell(batch(f"r{rank}", 0, hello(rank), model("a.weight"), checksum(0, 7 + rank)))
+    assert told.incident.verdict.cause is Cause.REPLICA_DIVERGENCE
 
 
 def test_of_two_replicas_it_cannot_be_told_whose_is_right():

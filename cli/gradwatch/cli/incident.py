@@ -32,6 +32,9 @@ def incident(
     if document["origins"]:
         typer.echo("")
         output.print_table(_COLUMNS, [_row(origin) for origin in document["origins"]])
+    for missing in ((document["first"] or {}).get("replay") or {}).get("missing", []):
+        typer.echo("")
+        typer.echo(f"  Of the replay: {missing}.")
     for decision in document["decisions"]:
         typer.echo("")
         typer.echo(f"  Decided: {decision['action']} ({decision['outcome']}), since {decision['reason']}.")

@@ -73,7 +73,10 @@ def is_waiting(verdict: Verdict) -> bool:
 def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
     """Some rank's own gradients were bad first."""
     bad = [one for one in evidence.earliest.values() if one.kind is Kind.GRADIENT]
-    made = [one for one in bad if (one.rank, one.round) not in evidence.received] or bad
+    made = [one for one in bad if (one.rank, one.round) not in evidence.received]
+    if not any(one.round == evidence.first_round for one in made):
+        # Whoever was first has said that it got it from another: of whom is not known.
+        made = bad
     received = sorted({one.rank for one in bad} - {one.rank for one in made})
     origins = _in_order([_told(evidence, one) for one in made])
     first = origins[0]

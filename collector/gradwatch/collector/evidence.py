@@ -220,12 +220,8 @@ def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:
 
 def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
     """The evidence with how it came to its earliest sightings."""
-    own = [
-        one
-        for one in flown
-        if one.rank in evidence.earliest and evidence.earliest[one.rank].round == one.flight.round
-    ]
-    return _with_first_flown(replace(evidence, flown=(*evidence.flown, *own))) if own else evidence
+    more = tuple(flown)
+    return _with_first_flown(replace(evidence, flown=(*evidence.flown, *more))) if more else evidence
 
 
 def _of_first_round(evidence: Evidence) -> list[Sighting]:
@@ -249,13 +245,14 @@ def _order_of_replay(one: Replayed) -> tuple[int, ...]:
 
 def _with_first_flown(evidence: Evidence) -> Evidence:
     """The evidence with those of its flights that are of its first sightings, in logical order."""
+    seen = evidence.earliest
 
     def order(one: Flown) -> tuple[float, ...]:
-        seen = evidence.earliest.get(one.rank)
-        place = (math.inf,) * 4 if seen is None else position(seen)
-        return (one.flight.round, (one.rank, one.flight.round) in evidence.received, *place, one.rank)
+        got = (one.rank, one.flight.round) in evidence.received
+        return (got, *position(seen[one.rank]), one.rank)
 
-    return replace(evidence, flown=tuple(dict.fromkeys(sorted(evidence.flown, key=order)))[:_FLOWN])
+    own = {one for one in evidence.flown if one.rank in seen and seen[one.rank].round == one.flight.round}
+    return replace(evidence, flown=tuple(sorted(own, key=order)[:_FLOWN]))
 
 
 def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:
