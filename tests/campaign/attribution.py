@@ -156,6 +156,16 @@ def passed(tallies: dict[str, Tally], wrong: list[str]) -> bool:
     return enough and all(text.startswith(OPERATORS) for text in wrong)
 
 
+def jobs_of(plan: list[str]) -> list[list[str]]:
+    """Divide a plan: a process has models of DDP, or of FSDP2."""
+    kinds = [[name for name in plan if name.endswith("FSDP2") is sharded] for sharded in (False, True)]
+    return [
+        kind[start : start + MODELS_OF_A_JOB]
+        for kind in kinds
+        for start in range(0, len(kind), MODELS_OF_A_JOB)
+    ]
+
+
 def campaign(plan: list[str], seed: int, world_sizes: list[int]) -> tuple[dict[str, Tally], list[str]]:
     """Run it all; what was named, by class, and what was wrong.
 
@@ -170,9 +180,8 @@ def campaign(plan: list[str], seed: int, world_sizes: list[int]) -> tuple[dict[s
         for index, world_size in enumerate(world_sizes):
             share = plan[index :: len(world_sizes)]
             random.Random(seed).shuffle(share)
-            for number, start in enumerate(range(0, len(share), MODELS_OF_A_JOB)):
+            for number, part in enumerate(jobs_of(share)):
                 began = time.monotonic()
-                part = share[start : start + MODELS_OF_A_JOB]
                 job = f"attribution-{world_size}-{number}"
                 cases, incidents = run_job(job, world_size, seed + 1000 * index + number, part, Path(folder))
                 print(f"{job}: {len(cases)} models in {time.monotonic() - began:.0f} s", flush=True)
@@ -193,7 +202,8 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     numbers = dict.fromkeys(CLASSES, arguments.runs)
-    numbers |= {"clean": arguments.clean, "scaler overflow": arguments.overflows}
+    for name, number in (("clean", arguments.clean), ("scaler overflow", arguments.overflows)):
+        numbers |= {name: number - number // 3, f"{name}, FSDP2": number // 3}
     plan = [
         name
         for name, number in numbers.items()

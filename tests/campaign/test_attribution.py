@@ -14,8 +14,7 @@ from tests.training.catalogue import CLEAN, REPLICATED, SHARDED
 @pytest.mark.timeout(600)
 def test_each_fault_of_the_catalogue_is_named_right_and_what_is_no_fault_raises_no_incident():
     seed = random.SystemRandom().randrange(1 << 30)
-    draw = random.Random(seed)
-    plan = [*REPLICATED, *draw.sample(sorted(SHARDED), 3), *CLEAN]
+    plan = [*REPLICATED, *random.Random(seed).sample(sorted(SHARDED), 3), *CLEAN]
     tallies, wrong = campaign(plan, seed, [3])
     assert passed(tallies, wrong), f"seed {seed}\n" + "\n".join(wrong)
     assert {name for name, tally in tallies.items() if tally.runs == 1} == set(plan)

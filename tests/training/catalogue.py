@@ -186,11 +186,11 @@ def diverged_replica(place: Place) -> Case:
 
 def clean(place: Place) -> Case:
     draw = place.draw
-    return Case(micro_batches=draw.choice([1, 2]), adam=draw.random() < 0.5, sharded=draw.random() < 0.5)
+    return Case(micro_batches=draw.choice([1, 2]), adam=draw.random() < 0.5)
 
 
 def scaler_overflow(place: Place) -> Case:
-    return Case(inject.scaler_overflow(**place.at), scaler=True, sharded=place.draw.random() < 0.5)
+    return Case(inject.scaler_overflow(**place.at), scaler=True)
 
 
 REPLICATED: dict[str, Callable[[Place], Case]] = {
@@ -253,4 +253,9 @@ def sharded(make: Callable[[Place], Case]) -> Callable[[Place], Case]:
 SHARDED = {f"{name}, FSDP2": sharded(REPLICATED[name]) for name in SHARDABLE}
 SHARDED |= {"poisoned shard, FSDP2": poisoned_shard}
 CLASSES = {**REPLICATED, **SHARDED}
-CLEAN: dict[str, Callable[[Place], Case]] = {"clean": clean, "scaler overflow": scaler_overflow}
+CLEAN: dict[str, Callable[[Place], Case]] = {
+    "clean": clean,
+    "clean, FSDP2": sharded(clean),
+    "scaler overflow": scaler_overflow,
+    "scaler overflow, FSDP2": sharded(scaler_overflow),
+}
