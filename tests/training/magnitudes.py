@@ -63,8 +63,12 @@ def nan_on_rank_1(output: torch.Tensor, rank: int, step: int) -> torch.Tensor:
     return output.pow(2).mean() * (float("nan") if (rank, step) == (1, 3) else 1.0)
 
 
-def explode(rank: int) -> None:
-    """A run that diverges: after some steps its learning rate is a thousand times too large."""
+def explode(rank: int) -> nn.Module:
+    """A run that diverges: after some steps its learning rate is a thousand times too large.
+
+    Returns:
+        The model, whose gradients are bad to the end.
+    """
     torch.manual_seed(2)
     ddp = DistributedDataParallel(nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 2)))
     optimizer = torch.optim.SGD(ddp.parameters(), lr=1e-3)
@@ -75,6 +79,7 @@ def explode(rank: int) -> None:
         torch.manual_seed(10 * step + rank)
         ddp(torch.randn(8, 4)).pow(2).mean().backward()
         optimizer.step()
+    return ddp
 
 
 def too_large(rank: int) -> None:
@@ -107,7 +112,7 @@ def diverging_replica(rank: int) -> None:
         optimizer.step()
 
 
-CASES: dict[str, Callable[[int], None]] = {
+CASES: dict[str, Callable[[int], object]] = {
     "in the reduction": lambda rank: train(rank, overflowing(2, 3, 6)),
     "in the reduction, of one rank": lambda rank: train(rank, overflowing(2, on=1)),
     "before the reduction": lambda rank: train(rank, nan_on_rank_1),
@@ -115,6 +120,7 @@ CASES: dict[str, Callable[[int], None]] = {
     "too large for Adam": too_large,
     "diverging replica": diverging_replica,
     "exploding": explode,
+    "too large for Adam, beside a bad model": too_large,
 }
 
 
@@ -122,8 +128,8 @@ def main(look: str) -> None:
     if look == "device":
         late_device_look()
     with process_group() as rank:
-        for case in CASES.values():
-            case(rank)
+        kept = [case(rank) for case in CASES.values()]
+        del kept
 
 
 if __name__ == "__main__":

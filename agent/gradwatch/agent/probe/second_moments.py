@@ -47,7 +47,8 @@ class SecondMoments:
             return None
 
         def look() -> None:
-            self.overflows(optimizer, self._watcher.models, skipped=False)
+            # Of its own models only: another one that has gone bad would hide what is large here.
+            self.overflows(optimizer, self._watcher.models_of(optimizer), skipped=False)
 
         wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(args, kwargs, look)
         if wrapped is None:
@@ -62,7 +63,7 @@ class SecondMoments:
 
         Args:
             optimizer: about to take them.
-            models: watched, on the host; others than those that it updates do no harm.
+            models: watched, on the host, that it updates.
             skipped: the guard will keep the update from being applied; for the record.
         """
         if not self._watcher.fuses.intact(PART):
