@@ -75,9 +75,10 @@ class SecondMoments:
             return False
 
     def _overflows(self, optimizer: Any, models: Sequence[WatchedModel], *, skipped: bool) -> bool:
-        largest = max((model.reduced_magnitude for model in models), default=0.0)
+        # What is not finite is told of elsewhere. `max` with a NaN would depend on the order.
+        finite = [model.reduced_magnitude for model in models if math.isfinite(model.reduced_magnitude)]
         over = None
-        if math.isfinite(largest) and could_overflow(optimizer, largest):
+        if finite and could_overflow(optimizer, max(finite)):
             # A fused optimizer divides by the scale itself.
             scale = getattr(optimizer, "grad_scale", None)
             over = overflow_in(optimizer, 1.0 if scale is None else float(scale))
