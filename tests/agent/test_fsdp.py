@@ -37,12 +37,19 @@ def of(records, kind):
 def test_who_is_watched_says_by_which_framework(watched):
     for records in watched[1]:
         assert of(records, "hello")[0]["framework"] == "fsdp2"
-        models = of(records, "model")
+        models = of(records, "model")[: len(CASES)]
         assert [model["wrapper"] for model in models] == ["FSDP2"] * len(CASES)
         assert {(model["group_size"], model["module_class"]) for model in models} == {(RANKS, "Net")}
     names = [parameter["name"] for parameter in of(watched[1][0], "model")[1]["parameters"]]
     assert SPOILT in names
     assert "<unknown>" not in names
+
+
+def test_models_of_different_kinds_are_told_apart(watched):
+    for records in watched[1]:
+        models = of(records, "model")
+        assert [model["root"] for model in models] == [*range(len(CASES) + 1)]
+        assert models[-1]["wrapper"] == "DistributedDataParallel"
 
 
 @pytest.mark.parametrize("name", CASES)

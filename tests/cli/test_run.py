@@ -237,6 +237,7 @@ def test_the_environment_of_the_command(run, tmp_path):
     assert env == {
         "GRADWATCH_JOB": "j",
         "GRADWATCH_GENERATION": "0",
+        "GRADWATCH_AUTOPSY": "on",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwatch.collector import observations as obs
-from gradwatch.collector.model import Status
+from gradwatch.collector.model import Cause, Status
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
 from tests.collector.test_causes import autopsy, checksum, flight, reduced
 
@@ -114,6 +114,8 @@ def simulate(course: Course) -> list[Journal]:
                 streak += 1
             if course.in_full:
                 bodies += beside(course, rank, round_)
+            elif round_ in course.reduced:
+                bodies.append(reduced(round_, step=step))
             last_bad = round_ if round_ in all_bad else last_bad
             moments.append(
                 Moment(
@@ -226,6 +228,7 @@ def out_of_step(course: Course, seed: int) -> State:
 @settings(max_examples=100, deadline=None)
 @given(courses())
 def test_first_is_the_earliest_of_all(course: Course):
+    course = replace(course, reduced=frozenset())
     state = in_step(simulate(course))
     if not course.bad:
         assert not state.incidents
@@ -256,10 +259,7 @@ def test_under_the_guard_an_incident_is_a_run_of_skipped_updates(course: Course)
             runs[-1].append(step)
         else:
             runs.append([step])
-    # A run that no rank saw locally has no origin, and makes no incident.
-    seen = {round_ // course.per_step for round_ in course.bad}
     incidents = sorted(state.incidents.values(), key=lambda one: one.evidence.first_round)
-    runs = [run for run in runs if seen.intersection(run)]
     assert len(incidents) == len(runs)
     last_step = course.rounds // course.per_step - 1
     for run, incident in zip(runs, incidents, strict=True):
@@ -268,12 +268,21 @@ def test_under_the_guard_an_incident_is_a_run_of_skipped_updates(course: Course)
             for round_, ranks in course.bad.items()
             if run[0] <= round_ // course.per_step <= run[-1]
         }
-        assert incident.evidence.first_round == min(of_run)
-        # No update was applied: nobody is contaminated.
-        assert incident.verdict.contaminated_ranks == ()
-        assert {one.rank for one in incident.verdict.origins} == {
-            rank for ranks in of_run.values() for rank in ranks
+        rounds = of_run.keys() | {
+            one for one in course.reduced if run[0] <= one // course.per_step <= run[-1]
         }
+        assert incident.evidence.first_round == min(rounds)
+        # Where no rank saw it in its own gradients first, the reduction made it.
+        in_reduction = min(rounds) not in of_run
+        assert (incident.verdict.cause is Cause.REDUCTION) == in_reduction
+        # No update was applied: nobody is contaminated, but by what was reduced in the same step.
+        same_step = {
+            rank for round_, ranks in of_run.items() if round_ // course.per_step == run[0] for rank in ranks
+        }
+        assert set(incident.verdict.contaminated_ranks) == (same_step if in_reduction else set())
+        assert {one.rank for one in incident.verdict.origins} == (
+            set() if in_reduction else {rank for ranks in of_run.values() for rank in ranks}
+        )
         # Over with the clean update attempt after it, and not before.
         if run[-1] + 2 <= last_step:
             assert incident.status is Status.CLOSED

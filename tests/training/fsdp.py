@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from gradwatch.agent import watch
@@ -178,6 +179,8 @@ def main(output: Path) -> None:
             net = run(rank, shard, options)
             held[name] = [parameter._local_tensor.clone() for parameter in net.parameters()]
             dist.barrier()
+        # A model of another kind, beside them.
+        DistributedDataParallel(nn.Linear(2, 2))
         torch.save(held, output / f"{rank}.pt")
 
 

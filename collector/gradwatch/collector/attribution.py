@@ -116,6 +116,10 @@ def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
 
 def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
     """Every rank that is known of was clean, and what the reduction gave was not."""
+    # Until the step is over, its gradients are added to what was reduced; later ones stand for themselves.
+    step = first_step(evidence)
+    added = {rank for rank, seen in evidence.earliest.items() if seen.step == step}
+    later = _in_order(seen for rank, seen in evidence.earliest.items() if rank not in added)
     return Verdict(
         # A rank that is not known of may have made it.
         cause=None if unknown else Cause.REDUCTION,
@@ -124,9 +128,9 @@ def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
         tie=False,
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
-        contaminated_ranks=tuple(sorted({*evidence.contaminated, *evidence.earliest})),
+        contaminated_ranks=tuple(sorted(evidence.contaminated | added)),
         sentences=(
-            *sentences.explain_reduction(evidence, clean, unknown),
+            *sentences.explain_reduction(evidence, clean, unknown, later),
             *sentences.tell_skips(evidence),
         ),
     )

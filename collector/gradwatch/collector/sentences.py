@@ -125,12 +125,28 @@ def explain(
 
 
 def explain_reduction(
-    evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]
+    evidence: Evidence,
+    clean: Sequence[int],
+    unknown: Mapping[int, UnknownReason],
+    later: Sequence[Sighting] = (),
 ) -> tuple[str, ...]:
-    """Say that only what the reduction gave was bad."""
+    """Say that only what the reduction gave was bad.
+
+    Args:
+        evidence: the incident's.
+        clean: ranks that were clean in its first round, in order.
+        unknown: ranks of which that is not known, and why.
+        later: bad gradients of the ranks' own, in later steps, that the reduced ones have not touched.
+    """
     reduced = evidence.reduced
     what = "the gradients" if reduced is None or reduced.parameter is None else reduced.parameter
     when = f"at step {first_step(evidence)} (round {evidence.first_round})"
+    ranks = sorted({seen.rank for seen in later})
+    own = (
+        [f"From step {later[0].step} on the own gradients of {_ranks(ranks, lower=True)} were bad too."]
+        if later
+        else []
+    )
     if unknown:
         return (
             f"The reduced gradient of {what} was not finite {when}; who made it is not known.",
@@ -138,11 +154,13 @@ def explain_reduction(
             if clean
             else "No rank has said more.",
             *_of_unknown(unknown),
+            *own,
         )
     return (
         f"Every rank's own gradients were finite {when}, and their reduction was not: {what} is the first.",
         "So no rank made it: their sum was more than the dtype can hold, or it was damaged on its way.",
         "Reduce in fp32, or with smaller values; if they were small, test the links between the nodes.",
+        *own,
     )
 
 

@@ -52,7 +52,6 @@ class DDPWatch:
         self._models: weakref.WeakKeyDictionary[Any, DDPModel] = weakref.WeakKeyDictionary()
         self._reducers: weakref.WeakKeyDictionary[Any, DDPModel] = weakref.WeakKeyDictionary()
         self._register_comm_hook: Callable[..., Any] = dist._register_comm_hook
-        self._roots = 0
 
     def install(self) -> None:
         """Wrap DDP's functions.
@@ -107,10 +106,9 @@ class DDPWatch:
         """
         if not self._watcher.admit(ddp.device):
             return
-        model = DDPModel(self._watcher, ddp, parameters, self._roots)
+        model = DDPModel(self._watcher, ddp, parameters, self._watcher.models_told)
         self._register_comm_hook(ddp.reducer, model, _comm_hook)
         model.follow_arrivals()
-        self._roots += 1
         self._models[ddp] = model
         self._reducers[ddp.reducer] = model
         self._watcher.add(model)

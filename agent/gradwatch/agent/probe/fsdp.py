@@ -46,7 +46,6 @@ class FSDPWatch:
         self._models: weakref.WeakKeyDictionary[Any, FSDPModel] = weakref.WeakKeyDictionary()
         self._owners: weakref.WeakKeyDictionary[Any, FSDPModel] = weakref.WeakKeyDictionary()
         self._group: ModuleType | None = None
-        self._roots = 0
 
     def install(self) -> None:
         """Wrap FSDP2's functions, now or when they are imported. Never raises."""
@@ -83,8 +82,7 @@ class FSDPWatch:
         groups = [group for one in state._state_ctx.all_states for group in groups_of(one)]
         if not groups or not watcher.admit(state._device, "fsdp2"):
             return
-        model = FSDPModel(watcher, state._modules[0], groups, device=state._device, root=self._roots)
-        self._roots += 1
+        model = FSDPModel(watcher, state._modules[0], groups, device=state._device, root=watcher.models_told)
         self._models[state._state_ctx] = model
         for group in groups:
             for parameter in group.fsdp_params:

@@ -54,7 +54,7 @@ class SingleWatch:
         self._outdated = False
         self._admitted = False
         self._off = False
-        self._roots = 0
+        self._has_made_one = False
 
     def leave(self) -> None:
         """A wrapped model is watched from now on, or this process is one of several."""
@@ -191,7 +191,7 @@ class SingleWatch:
         return self._model
 
     def _make_model(self) -> None:
-        if self._roots:
+        if self._has_made_one:
             # A training that is over may wait for the collector only, and would be taken for a part of this.
             gc.collect()
         optimizers = [one for known in self._optimizers if (one := known()) is not None]
@@ -213,10 +213,10 @@ class SingleWatch:
             names_of(optimizers, parameters, modules),
             {one: key for one, (key, _) in self._hooks.items()},
             device=device,
-            root=self._roots,
+            root=self._watcher.models_told,
             before_telling=self._admit,
         )
-        self._roots += 1
+        self._has_made_one = True
         if self._admitted:
             self._add(self._model, None)
 

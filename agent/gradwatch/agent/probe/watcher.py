@@ -65,6 +65,7 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         rounds: reductions finished in this process, over all its models: the logical clock.
+        models_told: models of this journal, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
     """
 
@@ -98,6 +99,7 @@ class Watcher:
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
         self.rounds = 0
+        self.models_told = 0
         self._next_round = 0
         self._under_way: list[Moment] = []
         self._reduced_round = 0
@@ -164,6 +166,7 @@ class Watcher:
         if len(self._models) == 1:
             self.clock.follow(model.counted())
         self._describe(model)
+        self.models_told += 1
         self._watched = True
 
     @property
