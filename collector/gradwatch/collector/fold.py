@@ -14,7 +14,7 @@ from gradwatch.collector import told
 from gradwatch.collector.attribution import cause_of
 from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
-from gradwatch.collector.model import Cause, Event, Skips, cause_label
+from gradwatch.collector.model import Cause, Event, Skips, Status, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
 from gradwatch.collector.progress_log import log_end, log_progress
@@ -85,9 +85,9 @@ def _absorb_batch(draft: Draft, batch: obs.Batch) -> None:
             drops = drops if refused is None else (*drops, refused)
             if refused is None:
                 heard = True
-            # Of checksums only those that differ are logged: see `told`.
-            if refused is None and not isinstance(record.body, obs.Checksum):
+            if refused is None and not _is_too_much(draft, journal, record.body):
                 drops += _log(draft, journal, record, record.body)
+                journal = replace(journal, logged_seq=record.seq)
         for reason in drops:
             draft.drop(journal.job, reason)
     if heard and journal.rank is not None:
@@ -181,6 +181,14 @@ def _see_unwatched(draft: Draft, body: obs.Unwatched) -> None:
     if len(job.unwatched) < MAX_UNWATCHED:
         job = replace(job, unwatched=(*job.unwatched, body))
     draft.jobs[job.name] = job
+
+
+def _is_too_much(draft: Draft, journal: Journal, body: obs.Body) -> bool:
+    """Of checksums only those that differ are logged, by `told`; and while an incident waits for records."""
+    if not isinstance(body, obs.Checksum) or journal.rank is None:
+        return False
+    attempt = draft.attempts[journal.rank.attempt]
+    return not attempt.incidents or draft.incidents[attempt.incidents[-1]].status is Status.CLOSED
 
 
 def _log(draft: Draft, journal: Journal, record: obs.Record, body: obs.Body) -> tuple[DropReason, ...]:

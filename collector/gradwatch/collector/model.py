@@ -123,6 +123,7 @@ class Journal:
         job: None when the journal never said whose it is.
         run: the job's run when it said so.
         high_seq: records up to it have arrived; -1 for none.
+        logged_seq: the newest record of it in the log of events; -1 for none.
         refused: the records of this journal do not count, for this reason.
         rank: set when it is the journal of a rank that counts.
         launch: set when it is a launcher's.
@@ -139,6 +140,7 @@ class Journal:
     dropped: Mapping[str, int] = field(default_factory=dict)
     faults_counted: Mapping[str, int] = field(default_factory=dict)
     faults_recorded: Mapping[str, int] = field(default_factory=dict)
+    logged_seq: int = -1
 
 
 class Kind(str, enum.Enum):

@@ -621,3 +621,33 @@ class Report:
 
     batches: tuple[Batch, ...] = ()
     progress: tuple[Progress, ...] = ()
+
+
+# What the event log calls each; a progress is no record of a journal: see `progress_log`.
+KINDS: Mapping[str, type] = {
+    "hello": Hello,
+    "model": ModelSeen,
+    "nonfinite": NonFinite,
+    "checkpoint": CheckpointSeen,
+    "fault": Fault,
+    "unwatched": Unwatched,
+    "launch_started": LaunchStarted,
+    "launch_ended": LaunchEnded,
+    "skipped": Skipped,
+    "guard_off": GuardOff,
+    "command_started": CommandStarted,
+    "command_stopped": CommandStopped,
+    "checkpoint_root": CheckpointRoot,
+    "checkpoint_scanned": CheckpointScanned,
+    "checkpoint_gone": CheckpointGone,
+    "task_done": TaskDone,
+    "loaded": Loaded,
+    "can_load": CanLoad,
+    "reduced": Reduced,
+    "optimizer_state": OptimizerState,
+    "exploding": Exploding,
+    "flight": Flight,
+    "autopsy": Autopsy,
+    "checksum": Checksum,
+    "progress": Progress,
+}

@@ -181,6 +181,10 @@ def _is_gone(draft: Draft, attempt: Attempt) -> bool:
 
 def _event(draft: Draft, journal: Journal, progress: Progress, seq: int) -> Event:
     rank = journal.rank
+    if rank is not None and rank.relied == progress:
+        # All that it speaks of has arrived; of that the log does not have each checksum.
+        records = min(progress.journal_records, journal.logged_seq + 1)
+        progress = replace(progress, journal_records=records)
     return Event(
         job=journal.job or "",
         attempt=None if rank is None else rank.attempt,

@@ -71,34 +71,7 @@ event = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 
-_KINDS: Mapping[type, str] = {
-    obs.Hello: "hello",
-    obs.ModelSeen: "model",
-    obs.NonFinite: "nonfinite",
-    obs.CheckpointSeen: "checkpoint",
-    obs.Fault: "fault",
-    obs.Unwatched: "unwatched",
-    obs.LaunchStarted: "launch_started",
-    obs.LaunchEnded: "launch_ended",
-    obs.Skipped: "skipped",
-    obs.GuardOff: "guard_off",
-    obs.CommandStarted: "command_started",
-    obs.CommandStopped: "command_stopped",
-    obs.CheckpointRoot: "checkpoint_root",
-    obs.CheckpointScanned: "checkpoint_scanned",
-    obs.CheckpointGone: "checkpoint_gone",
-    obs.TaskDone: "task_done",
-    obs.Loaded: "loaded",
-    obs.CanLoad: "can_load",
-    obs.Reduced: "reduced",
-    obs.OptimizerState: "optimizer_state",
-    obs.Exploding: "exploding",
-    obs.Flight: "flight",
-    obs.Autopsy: "autopsy",
-    obs.Checksum: "checksum",
-    # No record of a journal: see `progress_log`.
-    obs.Progress: "progress",
-}
+_NAMES: Mapping[type, str] = {body: kind for kind, body in obs.KINDS.items()}
 
 _T = TypeVar("_T")
 _JOB = TypeAdapter(JobState)
@@ -106,7 +79,7 @@ _ATTEMPT = TypeAdapter(Attempt)
 _JOURNAL = TypeAdapter(Journal)
 _INCIDENT = TypeAdapter(Incident)
 _DOSSIER = TypeAdapter(Dossier)
-_BODIES: Mapping[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in _KINDS}
+_BODIES: Mapping[type, TypeAdapter[Any]] = {body: TypeAdapter(body) for body in _NAMES}
 
 
 def job_row(value: JobState) -> dict[str, Any]:
@@ -157,7 +130,7 @@ def event_row(value: Event) -> dict[str, Any]:
         "rank": value.rank,
         "incarnation": value.incarnation,
         "seq": value.seq,
-        "kind": _KINDS[kind],
+        "kind": _NAMES[kind],
         "at": value.at,
         "received_at": value.received_at,
         "body": json.dumps(body, sort_keys=True, separators=(",", ":")),

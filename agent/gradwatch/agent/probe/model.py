@@ -216,7 +216,7 @@ class WatchedModel:
                 self.root, self._passes.take(), self._parameter_fact()
             )
             self._check_replicas(moment)
-        findings = self.look.local(moment, bucket, brief=watcher.brief)
+        findings = self.look.local(moment, bucket, brief=watcher.tally.brief)
         if findings is not None:
             watcher.found(self, findings)
         if is_last:

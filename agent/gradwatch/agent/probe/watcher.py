@@ -29,6 +29,7 @@ from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
+from gradwatch.agent.probe.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,11 +44,6 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.settings import Settings
     from gradwatch.agent.probe.single import SingleWatch
 
-# A job that goes on with NaN weights has nothing new to say: after this many bad
-# rounds in a row the rest is only counted.
-ROUNDS_IN_FULL = 16
-# A GradScaler begins at 65,536 and halves: more overflows in a row than lead from there to 1 are none.
-OVERFLOWS_IN_A_ROW = 16
 # The part of the probe, for its fuse.
 RECORDER = "recorder"
 TAG_CHARACTERS = 4096
@@ -64,8 +60,8 @@ class Watcher:
         losses: of the backward passes.
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
-        rounds: reductions finished in this process, over all its models: the logical clock.
-        models_told: models of this journal, of whatever kind; the ordinal of the next one.
+        tally: of the rounds.
+        models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
     """
 
@@ -94,23 +90,12 @@ class Watcher:
         self._watched = False
         self._said_unwatched = False
         self._said_dropping = False
+        self.models_told = 0
         self._count_from_0()
 
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
-        self.rounds = 0
-        self.models_told = 0
-        self._next_round = 0
-        self._under_way: list[Moment] = []
-        self._reduced_round = 0
-        self._last_bad_round: int | None = None
-        self._bad_rounds = 0
-        self._bad_now: set[int] = set()
-        self._bad_streak = 0
-        self._reduced_bad_streak = 0
-        self._excused: set[int] = set()
-        self._locally_bad: set[int] = set()
-        self._dropped: dict[str, int] = {}
+        self.tally = Tally()
         self._saves = Saves()
         self.probe_seconds = 0.0
         self._first_round_at: float | None = None
@@ -157,6 +142,7 @@ class Watcher:
             os.close(self._claim)
         self.identity = self._journal = self._claim = None
         self.clock.start_over()
+        self.models_told = 0
         self._count_from_0()
         self.arrivals.forget_passes()
 
@@ -228,12 +214,9 @@ class Watcher:
         """
         if self._first_round_at is None:
             self._first_round_at = time.perf_counter()
-        # Two models may be reduced in one backward pass, bucket by bucket.
-        number = max(self._next_round, self.rounds)
-        self._next_round = number + 1
         moment = Moment(
             root=root,
-            round=number,
+            round=self.tally.next_round(),
             step=self.clock.step,
             microbatch=0 if self.arrivals.passes <= 1 else None,
             batch=self._tag,
@@ -244,7 +227,7 @@ class Watcher:
             loss_scale=self.losses.scale,
             learning_rate=self.learning_rate,
         )
-        self._under_way.append(moment)
+        self.tally.begin(moment)
         return moment
 
     def begin_pass(self, root: int, one: Pass, parameters: Callable[[], Fact]) -> Moment:
@@ -262,7 +245,7 @@ class Watcher:
             self._first_round_at = time.perf_counter()
         moment = Moment(
             root=root,
-            round=self.rounds,
+            round=self.tally.rounds,
             step=self.clock.step,
             microbatch=one.backward,
             batch=one.batch,
@@ -273,35 +256,25 @@ class Watcher:
             loss_scale=self.losses.scale,
             learning_rate=self.learning_rate,
         )
-        self._under_way.append(moment)
+        self.tally.begin(moment)
         return moment
 
     def forget(self, moment: Moment) -> None:
         """Nothing of it is to be waited for."""
-        if moment in self._under_way:
-            self._under_way.remove(moment)
-
-    @property
-    def brief(self) -> bool:
-        """Whether findings are only counted by now."""
-        return self._bad_streak >= ROUNDS_IN_FULL
+        self.tally.forget(moment)
 
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """Non-finite local gradients: write them down before they are reduced."""
-        round_ = findings.moment.round
-        if findings.origin.overflow and self._reduced_bad_streak < OVERFLOWS_IN_A_ROW:
-            self._excused.add(round_)
-        self._locally_bad.add(round_)
-        if round_ not in self._bad_now:
-            self._bad_now.add(round_)
-            self._bad_rounds += 1
-        if self.brief:
+        tally, round_ = self.tally, findings.moment.round
+        tally.found(round_, overflow=findings.origin.overflow)
+        if tally.brief:
             self.drop("repeated")
             return
-        self.append("nonfinite", nonfinite_message(model, findings, excused=round_ in self._excused))
-        first = not self._bad_streak and round_ not in self._excused
+        excused = tally.is_excused(round_)
+        self.append("nonfinite", nonfinite_message(model, findings, excused=excused))
+        first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
-        spread = findings.origin.phase == "PHASE_PARAMETER" and self._reduced_bad_streak
+        spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction
         if self.autopsies is not None and first and not spread:
             self.autopsies.found(model, findings)
 
@@ -329,7 +302,7 @@ class Watcher:
             warning = model.recorder.exploding()
             if warning is not None:
                 self.append("exploding", warning)
-            if moment.round in self._locally_bad and moment.round not in self._excused:
+            if self.tally.is_locally_bad(moment.round) and not self.tally.is_excused(moment.round):
                 self.tell_flight(model)
         except Exception as error:
             self.fuses.blow(RECORDER, error)
@@ -350,11 +323,11 @@ class Watcher:
             moment: the round's.
             seen: they have been looked at; else a read-out is under way, and `landed` follows.
         """
-        self.rounds += 1
+        self.tally.rounds += 1
         self.arrivals.forget_passes()
         self._departed = [model for model in self._departed if not self._is_read_out(model)]
         if seen:
-            self._settle(moment)
+            self.tally.settle(moment)
             self.write_progress()
 
     def end_reduced(
@@ -373,24 +346,21 @@ class Watcher:
             bad: whether any is non-finite.
             findings: gives what is, when it is to be told.
         """
-        if bad and model.reduces and moment.round not in self._locally_bad:
+        if bad and model.reduces and not self.tally.is_locally_bad(moment.round):
             self._reduced_though_finite(model, moment, findings)
         elif not bad:
             model.reduced_excused, model.flight_told = None, False
-        self._locally_bad.discard(moment.round)
-        self._reduced_round = max(self._reduced_round, moment.round + 1)
-        self._reduced_bad_streak = self._reduced_bad_streak + 1 if bad else 0
+        self.tally.reduced(moment.round, bad=bad)
         if bad:
             # Every rank sees this in the same round: with their watermarks written at once,
             # the verdict waits for no timer.
-            self._last_bad_round = max(self._last_bad_round or 0, moment.round)
             self.write_progress()
 
     def _reduced_though_finite(
         self, model: WatchedModel, moment: Moment, findings: Callable[[], ReducedFindings | None]
     ) -> None:
         """This rank's own gradients were finite: said once, and again when it is excused no more."""
-        excusable = self._reduced_bad_streak < OVERFLOWS_IN_A_ROW
+        excusable = self.tally.excuses
         if model.reduced_excused is False or (model.reduced_excused and excusable):
             return
         known = findings()
@@ -406,13 +376,13 @@ class Watcher:
         for result in results:
             for findings in model.news(result.findings):
                 self.found(model, findings)
-            if result.reduced_bad is None and result.moment.round >= self.rounds:
+            if result.reduced_bad is None and result.moment.round >= self.tally.rounds:
                 # A micro-batch that is read out before its round is over.
                 self.forget(result.moment)
             else:
                 if result.moment.magnitudes:
                     self.remember(model, result.moment, result.loss, result.loss_scale)
-                self._settle(result.moment)
+                self.tally.settle(result.moment)
             if result.reduced_bad is not None:
                 bad, told = result.reduced_bad, result.reduced_findings
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
@@ -428,7 +398,7 @@ class Watcher:
 
     def drop(self, reason: str) -> None:
         """Count something that was not written or not looked at."""
-        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        self.tally.drop(reason)
 
     def spent(self, seconds: float) -> None:
         """Time that the training waited for the probe."""
@@ -488,19 +458,14 @@ class Watcher:
         began = self._first_round_at
         message: dict[str, Any] = {
             "incarnation": self.identity.incarnation,
-            "round": min([self.rounds, *(moment.round for moment in self._under_way), *self._held]),
             "step": self.clock.step,
-            "bad_rounds": self._bad_rounds,
-            "reduced_round": self._reduced_round,
             "probe_seconds": self.probe_seconds,
             "train_seconds": 0.0 if began is None else time.perf_counter() - began,
-            "dropped": _sum(self._dropped, journal.dropped),
             "faults": dict(self.fuses.counts),
             "at": time.time(),
             "journal_records": journal.records,
+            **self.tally.progress(self._held, journal.dropped),
         }
-        if self._last_bad_round is not None:
-            message["last_bad_round"] = self._last_bad_round
         journal.progress(message)
 
     @property
@@ -562,7 +527,7 @@ class Watcher:
             self.fuses.blow("exit", error)
         if self._journal is not None:
             self._journal.close()
-        if self.rounds:
+        if self.tally.rounds:
             # gloo's threads still let go of the last reductions' Python callbacks; one that comes
             # for the interpreter's lock once that is being taken down aborts the process.
             time.sleep(LINGER_SECONDS)
@@ -602,25 +567,3 @@ class Watcher:
         self.landed(model, model.look.arrived())
         model.tell_checksum()
         return not model.under_way
-
-    def _settle(self, moment: Moment) -> None:
-        self.forget(moment)
-        if any(other.round == moment.round for other in self._under_way):
-            return  # a later micro-batch of the same round
-        if moment.round in self._excused:
-            # The scaler at work: it is no news how often, and it is told all the same.
-            self._excused.discard(moment.round)
-            self._bad_now.discard(moment.round)
-        elif moment.round in self._bad_now:
-            self._bad_now.discard(moment.round)
-            self._bad_streak += 1
-        else:
-            self._bad_streak = 0
-
-
-def _sum(*counts: dict[str, int]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for count in counts:
-        for reason, number in count.items():
-            total[reason] = total.get(reason, 0) + number
-    return total

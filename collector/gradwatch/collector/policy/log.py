@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,28 +15,7 @@ from gradwatch.collector.schema import EventDocument
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_KINDS: Mapping[str, type] = {
-    "hello": obs.Hello,
-    "model": obs.ModelSeen,
-    "nonfinite": obs.NonFinite,
-    "checkpoint": obs.CheckpointSeen,
-    "fault": obs.Fault,
-    "unwatched": obs.Unwatched,
-    "launch_started": obs.LaunchStarted,
-    "launch_ended": obs.LaunchEnded,
-    "skipped": obs.Skipped,
-    "guard_off": obs.GuardOff,
-    "command_started": obs.CommandStarted,
-    "command_stopped": obs.CommandStopped,
-    "checkpoint_root": obs.CheckpointRoot,
-    "checkpoint_scanned": obs.CheckpointScanned,
-    "checkpoint_gone": obs.CheckpointGone,
-    "task_done": obs.TaskDone,
-    "loaded": obs.Loaded,
-    "can_load": obs.CanLoad,
-    "progress": obs.Progress,
-}
-_BODIES: Mapping[str, TypeAdapter[Any]] = {kind: TypeAdapter(body) for kind, body in _KINDS.items()}
+_BODIES: Mapping[str, TypeAdapter[Any]] = {kind: TypeAdapter(body) for kind, body in obs.KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +78,21 @@ def read_log(lines: Iterable[str], file: str) -> Log:
         received_at = document.received_at.timestamp()
         where_from = (document.id, document.job, document.incarnation, document.seq)
         events.append(Logged(*where_from, at, received_at, body))
-    return Log(tuple(sorted(events, key=lambda one: one.id)), tuple(sorted(unknown)))
+    return Log(tuple(_as_they_came(events)), tuple(sorted(unknown)))
+
+
+def _as_they_came(events: Iterable[Logged]) -> list[Logged]:
+    """In order of arrival; checksums, which are logged only once they differ, where they were told."""
+    in_order: list[Logged] = []
+    for one in sorted(events, key=lambda one: one.id):
+        place = len(in_order)
+        if isinstance(one.body, obs.Checksum):
+            after = (
+                number
+                for number, other in enumerate(in_order)
+                if other.incarnation == one.incarnation and other.seq > one.seq
+            )
+            place = next(after, place)
+        moved = one if place == len(in_order) else replace(one, received_at=in_order[place].received_at)
+        in_order.insert(place, moved)
+    return in_order
