@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import stat
+import time
 
 import pytest
 import torch
@@ -183,6 +184,36 @@ def _endless():
 def test_a_child_that_fails_says_why(call, why):
     with pytest.raises(ChildError, match=why):
         in_child(call, seconds=0.5 if call is _endless else 20)
+
+
+@pytest.fixture
+def stillborn():
+    """So many of the next children do not come to life."""
+    left = [0]
+
+    def count():
+        left[0] -= 1
+
+    def hang():
+        while left[0] >= 0:
+            time.sleep(60)
+
+    # There is no way to take it back: it hangs none of those that no test has asked for.
+    os.register_at_fork(before=count, after_in_child=hang)
+    yield left
+    left[0] = 0
+
+
+def test_a_child_that_does_not_come_to_life_is_made_again(stillborn):
+    stillborn[0] = 2
+    assert in_child(lambda: {"a": 1}, seconds=60) == {"a": 1}
+    assert stillborn[0] == -1
+
+
+def test_children_are_not_waited_for_for_ever(stillborn):
+    stillborn[0] = 1000
+    with pytest.raises(ChildError, match="came to life"):
+        in_child(lambda: {"a": 1}, seconds=1)
 
 
 # ---------------------------------------------------------------- the shelf

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PIECE = 1 << 16
+# That a child has to come to life, at first.
+_PATIENCE_SECONDS = 0.5
 
 
 class ChildError(Exception):
@@ -39,6 +41,48 @@ def in_child(call: Callable[[], dict[str, Any]], *, seconds: float) -> dict[str,
     """
     if not hasattr(os, "fork") or sys.platform == "darwin":
         raise ChildError(f"a process cannot be forked safely on {sys.platform}")
+    until = time.monotonic() + seconds
+    pid, reading = _born(call, seconds, until)
+    try:
+        data = _read(reading, until)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        os.close(reading)
+        status = _reap(pid)
+    try:
+        result: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise ChildError(f"the child that replayed it {_ended(status)}") from None
+    return result
+
+
+def _born(call: Callable[[], dict[str, Any]], seconds: float, until: float) -> tuple[int, int]:
+    """Fork until a child comes to life.
+
+    Before Python 3.11.10 a child waits for ever for a lock of the interpreter's if another thread was
+    just beginning or ending to run Python code, as gloo's do at the end of each reduction
+    (https://github.com/python/cpython/issues/112275). A child that lives sends a line's end at once.
+
+    Returns:
+        The child, and what it writes to.
+    """
+    patience = _PATIENCE_SECONDS
+    while True:
+        pid, reading = _fork(call, seconds)
+        left = min(patience, until - time.monotonic())
+        if left > 0 and select.select([reading], [], [], left)[0]:
+            return pid, reading
+        os.kill(pid, signal.SIGKILL)
+        os.close(reading)
+        _reap(pid)
+        if time.monotonic() >= until:
+            raise ChildError("no child process came to life")
+        patience *= 2
+
+
+def _fork(call: Callable[[], dict[str, Any]], seconds: float) -> tuple[int, int]:
     reading, writing = os.pipe()
     try:
         with warnings.catch_warnings():
@@ -52,19 +96,7 @@ def in_child(call: Callable[[], dict[str, Any]], *, seconds: float) -> dict[str,
     if pid == 0:
         _be_child(call, writing, seconds)
     os.close(writing)
-    try:
-        data = _read(reading, time.monotonic() + seconds)
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        os.close(reading)
-        status = _reap(pid)
-    try:
-        result: dict[str, Any] = json.loads(data)
-    except ValueError:
-        raise ChildError(f"the child that replayed it {_ended(status)}") from None
-    return result
+    return pid, reading
 
 
 def _read(fd: int, until: float) -> bytes:
@@ -102,6 +134,7 @@ def _ended(status: int | None) -> str:
 def _be_child(call: Callable[[], dict[str, Any]], writing: int, seconds: float) -> NoReturn:
     """Never returns: nothing of the training's may run twice, such as its handlers at exit."""
     try:
+        os.write(writing, b"\n")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         # Should the training be killed meanwhile.
