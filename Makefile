@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## Train a small GPT, corrupt one rank's data, and see who is
 
 .PHONY: test
 test: $(INSTALLED) ## Run all tests, real training jobs among them
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
 check: $(INSTALLED) ## Format, lint, types, layers, stubs
