@@ -49,11 +49,18 @@ stubs: ## Make the protobuf stubs from the schema
 bench: $(INSTALLED) ## What watching costs, as ratios in one run (about twenty minutes)
 	@$(BIN)/torchrun --nproc-per-node 2 -m benchmarks.overhead
 	@$(BIN)/python -m benchmarks.restart
+	@$(BIN)/python -m benchmarks.ray_restart
 	@$(BIN)/python -m benchmarks.checkpoint_scan
+	@$(BIN)/python -m benchmarks.scrape
+	@$(BIN)/python -m benchmarks.alert_latency
 
 .PHONY: campaign
 campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named right?
 	@$(BIN)/python -m tests.campaign.run
+
+.PHONY: ray-campaign
+ray-campaign: $(INSTALLED) ## 10 Ray Train runs with a fault at a random step: do all go back, and end finite?
+	@$(BIN)/python -m tests.campaign.ray
 
 .PHONY: attribution
 attribution: $(INSTALLED) ## The catalogue of faults at random places: a table of what is named
@@ -63,6 +70,10 @@ attribution: $(INSTALLED) ## The catalogue of faults at random places: a table o
 campaign-rollbacks: $(INSTALLED) ## 50 rollbacks on one node, 20 on two (half an hour; needs root and iproute2)
 	@$(BIN)/python -m tests.campaign.rollbacks --count 50
 	@$(BIN)/python -m tests.campaign.rollbacks --nodes 2 --count 20
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) ## Pictures of the page, of real jobs (wants chromium and chromium-driver)
+	@$(BIN)/python -m scripts.screenshots
 
 .PHONY: clean
 clean: ## Remove what was made here

@@ -103,6 +103,24 @@ def test_noise_over_many_rounds_is_no_explosion():
     assert play([10 ** draw.gauss(0, 0.5) for _ in range(5000)]) == []
 
 
+@pytest.mark.parametrize(
+    ("magnitudes", "loss_scale", "largest"),
+    [
+        ({1: 2.0, 2: 8.0}, None, 8.0),
+        ({1: 2.0, 2: 8.0}, 4.0, 2.0),
+        ({1: 2.0, 2: math.inf}, None, None),
+        ({1: 2.0, 2: math.nan}, None, None),
+        ({}, None, 0.0),
+    ],
+)
+def test_the_largest_of_the_newest_round(magnitudes, loss_scale, largest):
+    recorder = Recorder(0, {1: info("a"), 2: info("b")})
+    assert recorder.largest() is None
+    recorder.add(RoundFacts(0, 0), {1: 1e9})
+    recorder.add(RoundFacts(1, 1, loss_scale=loss_scale), magnitudes)
+    assert recorder.largest() == largest
+
+
 def test_memory_is_bounded_however_many_parameters_there_are():
     infos = {key: info(f"layer{key}.weight") for key in range(200_000)}
     recorder = Recorder(0, infos)

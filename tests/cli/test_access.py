@@ -286,7 +286,7 @@ def test_a_token_that_others_can_read_is_a_warning(tmp_path, files):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--grpc", "0.0.0.0:0"], "Give --tls-cert, --tls-key, --token-file too"),
+        (["--grpc", "0.0.0.0:0"], "Give --tls-cert, --tls-key, --token-file or --identities too"),
         (["--tls-cert", "/absent.pem", "--tls-key", "/absent.pem"], "--tls-cert: cannot read /absent.pem"),
         (["--token-file", os.devnull], "--token-file: /dev/null must hold one token"),
     ],
@@ -342,6 +342,14 @@ def test_a_token_is_not_sent_to_others_by_http(files):
     assert "in the clear: give an https:// URL" in result.stderr
 
 
+def test_a_token_in_a_url_is_not_taken_and_not_repeated():
+    for command in ("jobs", "doctor"):
+        result = gradwatch(command, "--url", f"https://me:{TOKEN}@far.example:7701")
+        assert result.returncode != 0
+        assert "no password; give --token-file" in result.stdout + result.stderr
+        assert TOKEN not in result.stdout + result.stderr
+
+
 # ---------------------------------------------------------------- the documentation
 
 
@@ -354,22 +362,19 @@ def test_the_certificates_of_the_documentation_are_good(tmp_path):
     assert made.returncode == 0, made.stderr
     node0, node1, ca = tmp_path / "node0", tmp_path / "node1", tmp_path / "ca.pem"
     server = ("--tls-cert", f"{node0}.pem", "--tls-key", f"{node0}.key", "--token-file", tmp_path / "token")
-    client = ("--tls-cert", f"{node1}.pem", "--tls-key", f"{node1}.key", "--token-file", tmp_path / "token")
-    with collector(tmp_path / "state", *server, "--tls-ca", ca) as info:
+    client = ("--tls-ca", ca, "--tls-cert", f"{node1}.pem", "--tls-key", f"{node1}.key")
+    (identities,) = re.findall(r"```yaml\n(identities:\n[^`]*certificate: node1}\n)```", text)
+    (tmp_path / "identities.yaml").write_text(identities)
+    server = (*server, "--tls-ca", ca, "--identities", tmp_path / "identities.yaml")
+    with collector(tmp_path / "state", *server) as info:
+        run = ("run", "--collector", info.grpc, *client)
+        by_name = gradwatch(*run, "--state-dir", tmp_path / "by-name", "--", "true")
         result = gradwatch(
-            "run",
-            "--state-dir",
-            tmp_path / "run",
-            "--collector",
-            info.grpc,
-            "--tls-ca",
-            ca,
-            *client,
-            "--",
-            "true",
+            *run, "--state-dir", tmp_path / "run", "--token-file", tmp_path / "token", "--", "true"
         )
         strict = ssl.create_default_context(cafile=ca)
         strict.verify_flags |= ssl.VERIFY_X509_STRICT
         assert httpx.get(info.http + "/-/ready", verify=strict, trust_env=False).status_code == 200
-    assert "not shipped" not in result.stderr
+    assert "not shipped" not in by_name.stderr + result.stderr
+    assert "nothing is reported" not in by_name.stderr
     assert "chmod" not in result.stderr

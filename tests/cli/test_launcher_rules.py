@@ -79,6 +79,10 @@ def test_our_children_take_nothing_from_the_users_folder(monkeypatch, tmp_path):
     assert made == {"PYTHONPATH": f"{tmp_path}/lib:/abs", "PATH": "/bin"}
 
 
+def test_a_child_calls_the_host_as_the_ranks_do():
+    assert environment.for_child({"GRADWATCH_NODE": "a", "GRADWATCH_JOB": "j"}) == {"GRADWATCH_NODE": "a"}
+
+
 # ---------------------------------------------------------------- what is said
 
 VERDICT = ["Rank 1 was first.", "Rank 0 was clean."]
@@ -315,6 +319,16 @@ def test_a_child_that_cannot_be_started_is_tried_again_later():
 
 
 # ---------------------------------------------------------------- the report
+
+
+def test_where_a_controller_took_the_orders_the_last_rollback_says_what_was_resumed():
+    decision = {"action": "rollback", "outcome": "performed", "in_process": False, "generation": 1}
+    at_5, at_9 = ({"path": f"/c/{step}", "step": step} for step in (5, 9))
+    newer = {**decision, "generation": 2, "checkpoint": at_9}
+    others = [{**newer, "outcome": "refused"}, {**newer, "action": "halt", "checkpoint": None}]
+    view = dataclasses.replace(WHOLE, decisions=({**decision, "checkpoint": at_5}, newer, *others))
+    assert report.resumed_by_controller(view) == {**at_9, "generation": 3, "honoured": None}
+    assert report.resumed_by_controller(WHOLE) is None
 
 
 def test_the_report_holds_the_contracts_fields():

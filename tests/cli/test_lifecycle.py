@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from gradwatch.agent.launch.orders import Action, Order, parse
 from gradwatch.cli.launcher import lifecycle
 from gradwatch.cli.launcher.lifecycle import Act, Facts, Life, Rules, State, Why
-from gradwatch.cli.launcher.orders import Action, Order, parse
 from gradwatch.cli.launcher.report import EndedBy, Ending
 
 RULES = Rules(obeys=True)

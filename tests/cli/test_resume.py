@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gradwatch.agent.launch import resume as told
+from gradwatch.agent.launch.orders import Action, Order
 from gradwatch.cli.launcher import resume
 from gradwatch.cli.launcher.opened import OpenedWatch
-from gradwatch.cli.launcher.orders import Action, Order
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,13 @@ def test_the_mark_inside_shell_code_is_refused(command, refused):
 
 def test_the_environment_of_a_resume():
     order = Order("d", Action.START, 1, resume_path="/c", resume_step=0, skip_batches=2)
-    assert resume.variables(order) == {
+    assert told.variables(order) == {
         "GRADWATCH_RESUME_PATH": "/c",
         "GRADWATCH_RESUME_STEP": "0",
         "GRADWATCH_SKIP_BATCHES": "2",
     }
-    assert resume.variables(Order("d", Action.START, 1, skip_batches=2)) == {}
-    assert resume.variables(None) == {}
+    assert told.variables(Order("d", Action.START, 1, skip_batches=2)) == {}
+    assert told.variables(None) == {}
 
 
 def test_only_what_lies_below_the_root_is_resumed_from(tmp_path):
@@ -69,14 +70,26 @@ def test_only_what_lies_below_the_root_is_resumed_from(tmp_path):
     (root / "inner-link").symlink_to(root / "step_1")
 
     def why(path: object) -> str | None:
-        return resume.why_not_usable(str(path), str(root))
+        return told.why_not_usable(str(path), str(root))
 
     assert why(root / "step_1") is None
     assert why(root / "inner-link") is None
     for path in (root, outside, root / "link", root / ".." / outside.name, "step_1", "/etc/passwd"):
         assert "does not lie below" in (why(path) or "")
     assert "is not there" in (why(root / "step_2") or "")
-    assert "declares no" in (resume.why_not_usable(str(root / "step_1"), None) or "")
+    assert "declares no" in (told.why_not_usable(str(root / "step_1"), None) or "")
+
+
+def test_below_a_url_only_what_lies_below_it_is_resumed_from():
+    root = "s3://bucket/run/"
+    assert told.why_not_usable("s3://bucket/run/step_1", root) is None
+    for path in (
+        "s3://bucket/running/step_1",
+        "s3://bucket/run/../x",
+        "/s3://bucket/run/step_1",
+        "s3://bucket/run",
+    ):
+        assert "does not lie below" in (told.why_not_usable(path, root) or "")
 
 
 def test_whether_a_checkpoint_was_opened(tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.fold import fold, tick
-from gradwatch.collector.model import FoldConfig, Incident, JobState, RankState, State, apply
+from gradwatch.collector.model import Changes, FoldConfig, Incident, JobState, RankState, State, apply
 
 NOW = 1_800_000_000.0
 
@@ -111,16 +111,24 @@ class Told:
     state: State = field(default_factory=State)
     now: float = NOW
     config: FoldConfig = field(default_factory=FoldConfig)
+    logged: set[tuple[str, int]] = field(default_factory=set)
 
     def tell(self, *parts: obs.Batch | obs.Progress) -> Told:
         changes = fold(self.state, report(*parts), self.config, self.now)
-        self.state = apply(self.state, changes)
+        self._keep(changes)
         return self
 
     def wait(self, seconds: float) -> Told:
         self.now += seconds
-        self.state = apply(self.state, tick(self.state, self.config, self.now))
+        self._keep(tick(self.state, self.config, self.now))
         return self
+
+    def _keep(self, changes: Changes) -> None:
+        for event in changes.events:
+            key = (event.incarnation, event.seq)
+            assert key not in self.logged, f"{event} is logged twice"
+            self.logged.add(key)
+        self.state = apply(self.state, changes)
 
     def hellos(self, world_size: int, **changes: object) -> Told:
         return self.tell(

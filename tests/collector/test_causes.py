@@ -455,6 +455,14 @@ def test_a_checksum_may_come_with_the_hello():
     assert told.incident.verdict.cause is Cause.REPLICA_DIVERGENCE
 
 
+def test_checksums_that_differ_while_an_incident_is_open_are_logged_once():
+    told = with_names(3).tell(batch("r1", 2, nonfinite(99)))
+    for rank in range(3):
+        sums = (51, 7, 9) if rank == 1 else (50, 7, 9)
+        told.tell(batch(f"r{rank}", 3, checksum(100, *sums)))
+    assert {("r0", 3), ("r1", 3), ("r2", 3)} <= told.logged
+
+
 def test_of_two_replicas_it_cannot_be_told_whose_is_right():
     told = with_names(2)
     for rank in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,23 @@ def test_openapi_tells_the_contract(tmp_path: Path):
     run(scenario())
 
 
-def test_the_page_lets_no_job_name_in_as_markup(tmp_path: Path):
+def test_the_pages_files_are_let_in_by_a_strict_policy_and_kept_by_the_browser(tmp_path: Path):
     async def scenario() -> None:
         async with running(config(tmp_path)) as info, http(info) as client:
-            async with sidecar(info.grpc) as it:
-                await it.send(one_bad_rank("<script>alert(1)</script>"))
-            answer = await client.get("/")
-            assert "<script>" not in answer.text
-            assert "&lt;script&gt;" in answer.text
-            assert "was first: the gradient of a.weight turned NaN" in answer.text
-            assert answer.headers["content-security-policy"].startswith(
-                "default-src 'none'; style-src 'sha256-"
-            )
+            page = await client.get("/")
+            files = re.findall(r'(?:src|href)="(/assets/[^"]+)"', page.text)
+            assert len(set(files)) == 3
+            for path in ("/", *files):
+                answer = await client.get(path)
+                assert answer.status_code == 200
+                assert answer.headers["content-security-policy"].startswith(
+                    "default-src 'none'; script-src 'self'"
+                )
+                assert answer.headers["x-content-type-options"] == "nosniff"
+                again = await client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+                assert again.status_code == 304
+            assert (await client.get("/assets/nope.js")).status_code == 404
+            assert (await client.get("/assets/..%2Fassets.py")).status_code == 404
 
     run(scenario())
 

@@ -102,6 +102,14 @@ def test_accepted_records_are_logged_in_the_order_of_their_arrival(store: Store)
     assert store.events("other") == []
 
 
+def test_a_record_that_the_log_has_holds_up_nothing(store: Store):
+    changes = fold(State(), report(batch("r0", 0, hello(0))), FoldConfig(), NOW)
+    store.commit(changes)
+    more = fold(State(), report(batch("r1", 0, hello(1))), FoldConfig(), NOW)
+    store.commit(replace(more, events=changes.events + more.events))
+    assert [event["incarnation"] for event in store.events("j")] == ["r0", "r1"]
+
+
 def test_with_a_bad_round_it_is_logged_how_far_ranks_had_come(store: Store):
     everything(store)
     told = [event for event in store.events("j") if event["kind"] == "progress"]

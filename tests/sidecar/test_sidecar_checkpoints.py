@@ -20,6 +20,7 @@ from gradwatch.agent.sidecar import cleanup
 from gradwatch.agent.sidecar.checkpoint_memory import Known, due_now, due_while_watching, learned
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from tests.checkpoints import files
+from tests.s3 import s3_bucket
 from tests.sidecar.ingest import serving, until
 from tests.sidecar.journals import Writer
 from tests.sidecar.test_sidecar_process import running, stop
@@ -109,6 +110,34 @@ def test_orders_for_its_own_launches_are_left_in_the_spool(tmp_path, root):
             assert await stop(process) == 0
 
     asyncio.run(scenario())
+
+
+def test_a_root_on_object_storage_is_looked_after_alike_and_nothing_is_moved_there(tmp_path, monkeypatch):
+    async def scenario(bucket):
+        url = f"{bucket.url}/run"
+        async with case(tmp_path, url) as it, it.sidecar():
+            await until(lambda: it.ingest.bodies("checkpoint_root"))
+            root = it.ingest.bodies("checkpoint_root")[0]
+            assert (root.root, root.error) == (url, "")
+            for step, nan in ((5, False), (6, True)):
+                bucket.put(
+                    checkpoint(tmp_path / "local", f"step_{step}.pt", step, nan=nan), f"run/step_{step}.pt"
+                )
+            await it.ask(SCAN)
+            found = {body.path: body.finite for body in it.ingest.bodies("checkpoint_scanned")}
+            assert found == {f"{url}/step_5.pt": True, f"{url}/step_6.pt": False}
+            aside = pb.Task(
+                id="d2", job="job", kind=pb.TASK_KIND_QUARANTINE, paths=[f"{url}/step_6.pt"], reason="why"
+            )
+            assert "marked, and never moved" in (await it.ask(aside)).error
+            bucket.system.rm(f"{url}/step_6.pt")
+            await it.ask(pb.Task(id="d3", job="job", kind=pb.TASK_KIND_SCAN))
+            assert [body.path for body in it.ingest.bodies("checkpoint_gone")] == [f"{url}/step_6.pt"]
+
+    with s3_bucket(tmp_path / "s3.log") as bucket:
+        for name, value in bucket.environ.items():
+            monkeypatch.setenv(name, value)
+        asyncio.run(scenario(bucket))
 
 
 def test_while_watching_it_tells_what_comes_changes_and_goes(tmp_path, root):

@@ -6,6 +6,7 @@ Nothing here has heard of gradwatch, apart from the generation in the environmen
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 _GATE_SECONDS = 120.0
+
+
+def hold_sigterm() -> Callable[[], None]:
+    """Heed no SIGTERM until what is returned is called, which then lets one through that has come.
+
+    So that a save which is due is made, however soon somebody wants to end the process.
+    """
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+
+    def let_through() -> None:
+        signal.signal(signal.SIGTERM, before)
+        if came:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return let_through
 
 
 @dataclass(frozen=True)

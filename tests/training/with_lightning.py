@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.training.group import leave
-from tests.training.transient import Transient
+from tests.training.transient import Transient, hold_sigterm
 
 SAMPLES = 32
 BATCH = 4
@@ -32,10 +32,15 @@ class Model(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
         self._fault, self._by_hand = fault, by_hand
         self._step = 0
+        self._saved = lambda: None
         self.began_at = 0
 
     def on_train_start(self) -> None:
         self._step = self.began_at = self.global_step
+
+    def on_train_epoch_start(self) -> None:
+        self._saved()
+        self._saved = lambda: None
 
     def training_step(self, batch: Any, _index: int) -> torch.Tensor:
         (inputs,) = batch
@@ -43,6 +48,8 @@ class Model(pl.LightningModule):
         if self._fault.strikes(rank=self.global_rank, step=self._step, began_at=self.began_at, saved=saved):
             inputs = inputs.clone()
             inputs[1, 3] = float("nan")
+        if self._fault.rank >= 0 and self._step == self._fault.step:
+            self._saved = hold_sigterm()
         self._step += 1
         return self.net(inputs).square().mean()
 

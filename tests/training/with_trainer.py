@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.training.group import leave
-from tests.training.transient import Transient
+from tests.training.transient import Transient, hold_sigterm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAMPLES = 48
 SAVE_STEPS = 4
@@ -56,7 +59,18 @@ class Faulty(Trainer):
         saved = step // SAVE_STEPS * SAVE_STEPS
         if self.fault.strikes(rank=self.args.process_index, step=step, began_at=self.began_at, saved=saved):
             inputs["inputs"][1, 3] = float("nan")
+        if self.fault.rank >= 0 and step == self.fault.step:
+            self.add_callback(HeedsAgain(hold_sigterm()))
         return super().training_step(model, inputs, *args, **kwargs)
+
+
+class HeedsAgain(TrainerCallback):
+    def __init__(self, let_through: Callable[[], None]) -> None:
+        self._let_through = let_through
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._let_through()
+        self._let_through = lambda: None
 
 
 class WaitWhilePoisoned(TrainerCallback):

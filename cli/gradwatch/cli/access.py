@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gradwatch.agent.sidecar.access import Access, AccessError, Credentials, exposed_to_others, read_token
+from gradwatch.agent.sidecar.access import Access, AccessError, exposed_to_others, read_token
 from gradwatch.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command that asks over HTTP shows and trusts.
+
+    Attributes:
+        token: None for none.
+        tls: whom to trust, and the certificate to show; None to trust the usual CAs and show none.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    tls: ssl.SSLContext | None = None
 
 
 def of_client(
@@ -36,13 +51,20 @@ def of_client(
     return access
 
 
-def of_reader(*, ca: Path | None, token_file: Path | None) -> Credentials:
+def of_reader(*, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None) -> Shown:
     """The same for a command that asks once.
 
     Raises:
         UsageError: a file is of no use.
     """
-    return of_client(ca=ca, token_file=token_file).read()
+    read = of_client(ca=ca, cert=cert, key=key, token_file=token_file).read()
+    if read.ca is None and cert is None:
+        return Shown(read.token)
+    context = ssl.create_default_context(cadata=None if read.ca is None else read.ca.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if cert is not None and key is not None:
+        context.load_cert_chain(cert, key)
+    return Shown(read.token, context)
 
 
 def token(token_file: Path | None) -> str | None:
@@ -76,7 +98,7 @@ def check_collector(address: str, access: Access) -> None:
         _keep_private(host, "give --tls-ca, the CA that signed the collector's certificate")
 
 
-def check_url(url: str, shown: Credentials) -> None:
+def check_url(url: str, shown: Shown) -> None:
     """Refuse to send a token to another machine by http.
 
     Raises:

@@ -13,7 +13,10 @@ app = typer.Typer(help="Look at checkpoints on disk; bring back what was set asi
 
 @app.command("scan")
 def scan(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where checkpoints lie, or one of them.")],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="DIR|URL", help="Where checkpoints lie, or one of them: a path, or s3://…"),
+    ],
     layout: Annotated[
         Layout, typer.Option(envvar="GRADWATCH_LAYOUT", help="The only kind of checkpoint to look for.")
     ] = Layout.AUTO,
@@ -23,16 +26,18 @@ def scan(
 
     Exits with 1 when one of them is torn, not finite or cannot be read.
     """
+    from gradwatch.agent.checkpoints.place import place_of
     from gradwatch.cli import checkpoints_scan, output
 
-    results = checkpoints_scan.scan_all(folder, layout, quiet=json)
+    place = place_of(folder)
+    results = checkpoints_scan.scan_all(place, layout, quiet=json)
     if json:
-        output.print_json({"root": str(folder), "checkpoints": [result.to_json() for result in results]})
+        output.print_json({"root": folder, "checkpoints": [result.to_json() for result in results]})
     elif not results:
         typer.echo(f"no checkpoints under {folder}")
     else:
         output.print_table(
-            checkpoints_scan.COLUMNS, [checkpoints_scan.row(result, folder) for result in results]
+            checkpoints_scan.COLUMNS, [checkpoints_scan.row(result, place) for result in results]
         )
     raise typer.Exit(int(any(checkpoints_scan.is_bad(result) for result in results)))
 

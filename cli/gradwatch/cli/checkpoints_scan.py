@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 import typer
 
-from gradwatch.agent.checkpoints import find, listing, run
+from gradwatch.agent.checkpoints import find, run
 from gradwatch.agent.checkpoints.result import Completeness, Layout, ScanResult, StepSource
 from gradwatch.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gradwatch.agent.checkpoints.place import Place
 
 COLUMNS = ("path", "step", "complete", "finite", "where bad")
 # The first that a checkpoint tells is shown.
@@ -22,27 +21,25 @@ _SOURCES = (StepSource.CHECKPOINT, StepSource.TRAINER_STATE, StepSource.NAME, St
 _NAMED = 3
 
 
-def scan_all(folder: Path, layout: Layout, *, quiet: bool) -> list[ScanResult]:
-    """Scan the checkpoints under a folder, in a child process.
+def scan_all(place: Place, layout: Layout, *, quiet: bool) -> list[ScanResult]:
+    """Scan the checkpoints at a place, in a child process.
 
     Args:
-        folder: where they lie; a single one will do.
+        place: where they lie; a single one will do.
         layout: which to look for.
         quiet: no progress on stderr.
 
     Raises:
-        UsageError: the folder cannot be read.
+        UsageError: it cannot be read.
     """
     try:
-        paths = [folder]
-        if not folder.is_file():
-            seen = listing.take(folder)
-            paths = [folder / candidate.path for candidate in find.find(seen, layout)]
-            for unread, reason in seen.unread.items():
-                typer.echo(f"gradwatch: {folder / unread} is left out: {reason}", err=True)
+        seen = place.take()
     except OSError as error:
-        raise UsageError(f"cannot read {folder}: {error.strerror or error}") from error
-    return asyncio.run(_scan(paths, quiet=quiet))
+        raise UsageError(f"cannot read {place}: {error.strerror or error}") from error
+    found = ["."] if "." in seen.files else [candidate.path for candidate in find.find(seen, layout)]
+    for unread, reason in seen.unread.items():
+        typer.echo(f"gradwatch: {place.address(unread)} is left out: {reason}", err=True)
+    return asyncio.run(_scan([place.address(path) for path in found], quiet=quiet))
 
 
 def is_bad(result: ScanResult) -> bool:
@@ -52,13 +49,13 @@ def is_bad(result: ScanResult) -> bool:
     return result.finite is not True or result.completeness is not Completeness.COMPLETE
 
 
-def row(result: ScanResult, folder: Path) -> list[object]:
+def row(result: ScanResult, place: Place) -> list[object]:
     """A checkpoint's line of the table, under `COLUMNS`."""
     steps = {step.source: step.step for step in reversed(result.steps)}
     complete = {Completeness.COMPLETE: "yes", Completeness.IN_FLIGHT: "in flight", Completeness.TORN: "torn"}
     finite = {True: "yes", False: "NO", None: None}
     return [
-        os.path.relpath(result.path, folder) if folder.is_dir() else result.path,
+        result.path.removeprefix(f"{place}/"),
         next((steps[source] for source in _SOURCES if source in steps), None),
         complete.get(result.completeness) if result.completeness else None,
         finite[result.finite],
@@ -66,7 +63,7 @@ def row(result: ScanResult, folder: Path) -> list[object]:
     ]
 
 
-async def _scan(paths: list[Path], *, quiet: bool) -> list[ScanResult]:
+async def _scan(paths: list[str], *, quiet: bool) -> list[ScanResult]:
     results: list[ScanResult] = []
     async with contextlib.aclosing(run.run_scans(paths)) as scans:
         _tell(paths, 0, quiet=quiet)
@@ -76,7 +73,7 @@ async def _scan(paths: list[Path], *, quiet: bool) -> list[ScanResult]:
     return results
 
 
-def _tell(paths: list[Path], done: int, *, quiet: bool) -> None:
+def _tell(paths: list[str], done: int, *, quiet: bool) -> None:
     if not quiet and done < len(paths):
         typer.echo(f"scanning {done + 1} of {len(paths)}: {paths[done]}", err=True)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gradwatch.agent.sidecar.access import Credentials
+    from gradwatch.cli.access import Shown
+    from gradwatch.cli.source import Source
 
 _TORCH_NEEDED = (2, 6)
 _GRPC_PORT = 7700
@@ -36,7 +37,7 @@ class Check:
     detail: str
 
 
-def all_checks(url: str | None, state_dir: Path, shown: Credentials) -> list[Check]:
+def all_checks(url: str | None, state_dir: Path, shown: Shown) -> list[Check]:
     """Look at everything; nothing here raises."""
     return [
         _python(),
@@ -131,14 +132,23 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _collector(url: str | None, state_dir: Path, shown: Credentials) -> Check:
+def _collector(url: str | None, state_dir: Path, shown: Shown) -> Check:
     from gradwatch.cli.launcher import collector_state
 
     if url is None and not collector_state.is_held(state_dir):
         return Check("collector", ok=True, detail=f"none runs on {state_dir}: a run starts one")
     try:
         source = open_source(url, state_dir, shown)
-        source.jobs()
+        return Check("collector", ok=True, detail=_answer_of(source, state_dir))
     except CliError as error:
         return Check("collector", ok=False, detail=str(error))
-    return Check("collector", ok=True, detail=source.url if isinstance(source, Api) else str(state_dir))
+
+
+def _answer_of(source: Source, state_dir: Path) -> str:
+    if not isinstance(source, Api):
+        source.jobs()
+        return str(state_dir)
+    me = source.me()
+    if me["identity"] is None:
+        return source.url
+    return f"{source.url}; it knows you as {me['identity']}, {me['role']} of {', '.join(me['jobs'])}"

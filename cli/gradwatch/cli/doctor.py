@@ -8,6 +8,8 @@ def doctor(
     url: options.Url = None,
     state_dir: options.StateDir = None,
     tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
@@ -19,7 +21,7 @@ def doctor(
 
     from gradwatch.cli import access, checks, output
 
-    shown = access.of_reader(ca=tls_ca, token_file=token_file)
+    shown = access.of_reader(ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
     found = checks.all_checks(url, paths.state_dir(state_dir), shown)
     healthy = all(check.ok for check in found)
     if json:

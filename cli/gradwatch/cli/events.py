@@ -13,6 +13,8 @@ def events(
     url: options.Url = None,
     state_dir: options.StateDir = None,
     tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
@@ -20,7 +22,7 @@ def events(
     from gradwatch.cli import output
     from gradwatch.cli.source import asked
 
-    found = asked(url, state_dir, tls_ca, token_file).events(job)
+    found = asked(url, state_dir, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file).events(job)
     if json:
         output.print_json_lines(found)
         return

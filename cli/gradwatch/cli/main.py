@@ -21,9 +21,11 @@ from gradwatch.cli import (
     rollback,
     run_command,
     sidecar,
+    tokens,
 )
 from gradwatch.cli.demo import command as demo
 from gradwatch.cli.errors import CliError
+from gradwatch.cli.top import command as top
 
 app = typer.Typer(
     name="gradwatch",
@@ -41,6 +43,7 @@ app.command("incidents")(incidents.incidents)
 app.command("incident")(incident.incident)
 app.command("events")(events.events)
 app.command("jobs")(jobs.jobs)
+app.command("top")(top.top)
 app.command("audit")(audit.audit)
 app.command("rollback")(rollback.rollback)
 app.command("doctor")(doctor.doctor)
@@ -48,6 +51,7 @@ app.command("collector")(collector.collector)
 app.command("sidecar")(sidecar.sidecar)
 app.add_typer(policy.app, name="policy")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(tokens.app, name="token")
 
 
 def run() -> None:

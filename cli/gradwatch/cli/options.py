@@ -79,13 +79,53 @@ TlsCa = Annotated[
         show_default="none",
     ),
 ]
+WebhookUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--webhook",
+        envvar="GRADWATCH_WEBHOOK",
+        metavar="URL",
+        help="Is told of each confirmed incident, once, by a signed POST.",
+        show_default="none",
+    ),
+]
+WebhookSecretFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--webhook-secret-file",
+        envvar="GRADWATCH_WEBHOOK_SECRET_FILE",
+        metavar="FILE",
+        help="The secret that signs what --webhook is told: base64 of 24 to 64 bytes.",
+        show_default="none",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
         "--token-file",
         envvar="GRADWATCH_TOKEN_FILE",
         metavar="FILE",
-        help="The token that collector and clients share.",
+        help="The token to show; a collector's own may do everything.",
+        show_default="none",
+    ),
+]
+Identities = Annotated[
+    Path | None,
+    typer.Option(
+        "--identities",
+        envvar="GRADWATCH_IDENTITIES",
+        metavar="FILE",
+        help="Who may report, read and order, for which jobs; see `gradwatch token new`.",
+        show_default="none",
+    ),
+]
+HttpTlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--http-tls-ca",
+        envvar="GRADWATCH_HTTP_TLS_CA",
+        metavar="FILE",
+        help="HTTPS clients must show a certificate that this CA has signed, PEM.",
         show_default="none",
     ),
 ]

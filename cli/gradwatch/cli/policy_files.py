@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.cli.errors import CliError, UsageError
 from gradwatch.collector.policy.decision_document import as_document, rfc3339
-from gradwatch.collector.policy.document import load_policy, policy_hash
+from gradwatch.collector.policy.document import guard_setting, load_policy, policy_hash
 from gradwatch.collector.policy.problems import PolicyError
 from gradwatch.collector.policy.sentences import explain
 
@@ -58,6 +58,10 @@ def checked(file: Path, problems: Iterable[Problem], policy: Policy | None = Non
         "valid": policy is not None,
         "policy_hash": None if policy is None else policy_hash(policy),
         "mode": None if policy is None else policy.mode.value,
+        "guard": None if policy is None else guard_setting(policy),
+        "checkpoints": None
+        if policy is None or policy.checkpoints is None
+        else {"root": policy.checkpoints.root, "layout": policy.checkpoints.layout.value},
         "says": [] if policy is None else explain(policy),
         "problems": [
             {"file": one.file, "line": one.line, "key": one.key, "message": one.message} for one in problems

@@ -24,6 +24,8 @@ def rollback(
     url: options.Url = None,
     state_dir: options.StateDir = None,
     tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     token_file: options.TokenFile = None,
     json: options.Json = False,
 ) -> None:
@@ -32,7 +34,7 @@ def rollback(
     from gradwatch.cli import output
     from gradwatch.cli.source import Api, asked
 
-    source = asked(url, state_dir, tls_ca, token_file)
+    source = asked(url, state_dir, ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file)
     if not isinstance(source, Api):
         raise UnavailableError(
             f"no collector runs on {paths.state_dir(state_dir)}: the job does not run either"

@@ -83,6 +83,15 @@ def run(
             help="Exit with 2 unless every rank was watched.",
         ),
     ] = False,
+    no_sidecar: Annotated[
+        bool,
+        typer.Option(
+            "--no-sidecar",
+            envvar="GRADWATCH_NO_SIDECAR",
+            help="Start neither a sidecar nor a collector: `gradwatch sidecar` runs beside it, on the same "
+            "--state-dir.",
+        ),
+    ] = False,
     autopsy: Annotated[
         bool,
         typer.Option(
@@ -91,10 +100,13 @@ def run(
             help="Replay a bad micro-batch in a forked process, to name the operator in which it went bad.",
         ),
     ] = True,
+    webhook: options.WebhookUrl = None,
+    webhook_secret_file: options.WebhookSecretFile = None,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
     token_file: options.TokenFile = None,
+    identities: options.Identities = None,
     drain_timeout: options.DrainTimeout = 10.0,
     quiet: Annotated[
         bool, typer.Option("--quiet", envvar="GRADWATCH_QUIET", help="Say only verdicts and warnings.")
@@ -112,6 +124,7 @@ def run(
             f"run needs Linux, and this is {sys.platform}: start a collector and a sidecar by hand"
         )
     from gradwatch.cli import access
+    from gradwatch.cli import webhook as webhooks
     from gradwatch.cli.launcher import environment, policy_file
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.launch import launch
@@ -125,6 +138,8 @@ def run(
     name = job or environment.default_job(command, os.environ, now, secrets.token_hex(2))
     if job and environment.job_name(job) != job:
         raise UsageError(f"--job: {job!r} may hold letters, digits, '.', '_' and '-' only, 128 at most")
+    if webhooks.read(webhook, webhook_secret_file) is not None and collector is not None:
+        raise UsageError("--webhook: the collector that --collector names tells of incidents; give it there")
     raise typer.Exit(
         launch(
             RunConfig(
@@ -133,12 +148,16 @@ def run(
                 state_dir=paths.state_dir(state_dir),
                 collector=collector,
                 http=http,
+                webhook=webhook,
+                webhook_secret_file=None if webhook_secret_file is None else webhook_secret_file.absolute(),
                 access=access.of_client(ca=tls_ca, cert=tls_cert, key=tls_key, token_file=token_file),
+                identities=None if identities is None else identities.absolute(),
                 policy=None if policy is None else policy_file.read(policy),
                 rules=Rules(restarts=on_rollback is OnRollback.RESTART),
                 report=None if report is None else report.absolute(),
                 replica_check_every=replica_check_every,
                 require_watch=require_watch,
+                sidecar=not no_sidecar,
                 autopsy=autopsy,
                 drain_seconds=drain_timeout,
                 quiet=quiet,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from gradwatch.agent.sidecar.access import Credentials
     from gradwatch.collector.reader import Reader
 
 _TIMEOUT_SECONDS = 10.0
@@ -32,6 +30,12 @@ class Source(Protocol):
     def jobs(self) -> list[Document]:
         """All jobs, by name."""
 
+    def job(self, job: str) -> Document:
+        """One job."""
+
+    def picture(self, job: str) -> Document:
+        """A job as it is drawn."""
+
     def incidents(self, job: str | None) -> list[Document]:
         """Incidents, newest first; only of `job` unless that is None."""
 
@@ -45,18 +49,26 @@ class Source(Protocol):
         """A job's audit trail, oldest first."""
 
 
-def asked(url: str | None, state_dir: Path | None, tls_ca: Path | None, token_file: Path | None) -> Source:
+def asked(
+    url: str | None,
+    state_dir: Path | None,
+    *,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+) -> Source:
     """Where a reading command's options say to read.
 
     Raises:
         UnavailableError: as `open_source`.
         UsageError: as `open_source`; a file is of no use.
     """
-    shown = access.of_reader(ca=tls_ca, token_file=token_file)
+    shown = access.of_reader(ca=ca, cert=cert, key=key, token_file=token_file)
     return open_source(url, paths.state_dir(state_dir), shown)
 
 
-def open_source(url: str | None, state_dir: Path, shown: Credentials) -> Source:
+def open_source(url: str | None, state_dir: Path, shown: access.Shown) -> Source:
     """Find what can answer.
 
     Args:
@@ -88,10 +100,13 @@ class Api:
         shown: what to show to it, and whom to trust.
 
     Raises:
-        UsageError: it is no HTTP URL, or the token would be sent in the clear.
+        UsageError: it is no HTTP URL, holds a password, or the token would be sent in the clear.
     """
 
-    def __init__(self, url: str, shown: Credentials) -> None:
+    def __init__(self, url: str, shown: access.Shown) -> None:
+        if "@" in url:
+            # Not repeated: it holds what nobody should see.
+            raise UsageError("--url: it must hold no user and no password; give --token-file")
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} is not a URL, such as http://127.0.0.1:7701")
         access.check_url(url, shown)
@@ -101,6 +116,14 @@ class Api:
     def jobs(self) -> list[Document]:
         """As `Source`."""
         return list(self._get("/api/v1/jobs"))
+
+    def job(self, job: str) -> Document:
+        """As `Source`."""
+        return dict(self._get(f"/api/v1/jobs/{quote(job)}"))
+
+    def picture(self, job: str) -> Document:
+        """As `Source`."""
+        return dict(self._get(f"/api/v1/jobs/{quote(job)}/picture"))
 
     def incidents(self, job: str | None) -> list[Document]:
         """As `Source`."""
@@ -118,6 +141,10 @@ class Api:
     def audit(self, job: str) -> list[Document]:
         """As `Source`."""
         return self._all_rows(f"/api/v1/jobs/{quote(job)}/audit")
+
+    def me(self) -> Document:
+        """Who the collector takes us for: `identity`, `role` and `jobs`."""
+        return dict(self._get("/api/v1/me"))
 
     def roll_back(self, job: str, operator: str) -> Document:
         """Ask for a rollback to the newest good checkpoint; the decision.
@@ -142,7 +169,11 @@ class Api:
         try:
             # A proxy of the environment is not meant for a collector on loopback.
             with httpx.Client(
-                timeout=_TIMEOUT_SECONDS, trust_env=False, verify=self._verify(), headers=self._headers()
+                timeout=_TIMEOUT_SECONDS,
+                trust_env=False,
+                # Without a CA of our own, those that httpx brings along.
+                verify=self._shown.tls or True,
+                headers=self._headers(),
             ) as client:
                 answer = client.request(method, self.url + path, **what)
             answer.raise_for_status()
@@ -171,14 +202,6 @@ class Api:
             f"no collector answers at {self.url}: {error}. Is it running? `gradwatch doctor` tells"
         )
 
-    def _verify(self) -> ssl.SSLContext | bool:
-        """Whom to trust; without a CA of our own, those that httpx brings along."""
-        if self._shown.ca is None:
-            return True
-        context = ssl.create_default_context(cadata=self._shown.ca.decode("ascii"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context
-
     def _headers(self) -> dict[str, str]:
         token = self._shown.token
         return {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -198,6 +221,22 @@ class Folder:
         """As `Source`."""
         with self._opened() as reader:
             return [job.model_dump(mode="json") for job in reader.jobs()]
+
+    def job(self, job: str) -> Document:
+        """As `Source`."""
+        with self._opened() as reader:
+            found = reader.job(job)
+        if found is None:
+            raise self._unknown(job)
+        return found.model_dump(mode="json")
+
+    def picture(self, job: str) -> Document:
+        """As `Source`."""
+        with self._opened() as reader:
+            found = reader.picture(job)
+        if found is None:
+            raise self._unknown(job)
+        return found.model_dump(mode="json")
 
     def incidents(self, job: str | None) -> list[Document]:
         """As `Source`."""
@@ -226,10 +265,13 @@ class Folder:
 
     def _all_rows(self, reader: Reader, job: str, rows: Callable[..., Sequence[BaseModel]]) -> list[Document]:
         if reader.job(job) is None:
-            raise UnavailableError(f"no job {job!r} in {self._state_dir}; `gradwatch jobs` lists them")
+            raise self._unknown(job)
         return _all_pages(
             lambda after: [row.model_dump(mode="json") for row in rows(job, after=after, limit=_MANY)]
         )
+
+    def _unknown(self, job: str) -> UnavailableError:
+        return UnavailableError(f"no job {job!r} in {self._state_dir}; `gradwatch jobs` lists them")
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Reader]:

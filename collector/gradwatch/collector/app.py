@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, TypeVar
 import uvicorn
 
 from gradwatch.collector import statedir
-from gradwatch.collector.access import Access, TokenGate
+from gradwatch.collector.access.config import Access
+from gradwatch.collector.access.door import Door
+from gradwatch.collector.access.http_gate import MAX_HEADER_BYTES, HttpGate, HttpProtocol
 from gradwatch.collector.api import new_app
 from gradwatch.collector.board import Board
 from gradwatch.collector.engine import Engine
 from gradwatch.collector.errors import BindError, NotLoopbackError, PortTakenError, StateDirError
+from gradwatch.collector.metrics.exposition import MAX_SERIES
 from gradwatch.collector.model import FoldConfig
+from gradwatch.collector.notify.webhook import Notifier, Webhook
 from gradwatch.collector.policies import PolicyBook
 from gradwatch.collector.service import GrpcServer
 from gradwatch.collector.statedir import CollectorInfo, default_state_dir
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from starlette.types import ASGIApp
 
 _T = TypeVar("_T")
 
@@ -51,8 +57,10 @@ class CollectorConfig:
         http: the same for HTTP.
         confirm_timeout: seconds of silence after which a rank is named unknown.
         policy: the policy file of jobs that have none of their own in the state directory.
-        access: certificates and token. TLS is spoken on the addresses that are given here; a default one,
-            which only this machine reaches, stays plain.
+        max_series: at most so many series are told to Prometheus.
+        webhook: told of each confirmed incident; None for nobody.
+        access: certificates, token and identities. TLS is spoken on the addresses that are given here; a
+            default one, which only this machine reaches, stays plain.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -60,6 +68,8 @@ class CollectorConfig:
     http: str | None = None
     confirm_timeout: float = 30.0
     policy: Path | None = None
+    max_series: int = MAX_SERIES
+    webhook: Webhook | None = None
     access: Access = field(default_factory=Access)
 
 
@@ -77,7 +87,7 @@ async def serve(
         stop: ends it when set.
 
     Raises:
-        AccessError: a certificate is of no use. Nothing was started.
+        AccessError: a certificate or the identities file is of no use. Nothing was started.
         BindError: an address cannot be bound. Nothing was started.
         StateDirInUseError: another collector holds the state directory. Nothing was started.
         StateDirError: the state directory cannot be used. Nothing was started.
@@ -100,9 +110,9 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         http_address = _Address.parse(config.http or DEFAULT_HTTP)
         for address in (grpc_address, http_address):
             address.must_be_safe(config.access)
-        certificates = config.access.load()
-        grpc_certificates = None if config.grpc is None else certificates
-        http_tls = None if config.http is None or certificates is None else certificates.http
+        door = Door(config.access)
+        grpc_tls = config.grpc is not None and door.certificates is not None
+        http_tls = None if config.http is None else door.tls()
         _make(config.state_dir)
         stack.enter_context(statedir.held(config.state_dir))
         statedir.remove_info(config.state_dir)
@@ -112,11 +122,12 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
             PolicyBook(config.state_dir, config.policy),
         )
         board = Board(engine)
-        grpc_server = GrpcServer(engine, board, config.access.token)
+        notifier = None if config.webhook is None else Notifier(engine, config.webhook)
+        grpc_server = GrpcServer(engine, board, door)
         # Lets go of the port if what follows fails.
         stack.push_async_callback(grpc_server.stop)
         grpc_port = _with_fallback(
-            grpc_address, config.grpc is not None, lambda text: grpc_server.bind(text, grpc_certificates)
+            grpc_address, config.grpc is not None, lambda text: grpc_server.bind(text, tls=grpc_tls)
         )
         http_socket = _with_fallback(http_address, config.http is not None, _listen)
         stack.callback(http_socket.close)
@@ -125,13 +136,17 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
 
         await stack.enter_async_context(engine.running())
         await stack.enter_async_context(board.running())
-        await stack.enter_async_context(_serving_http(engine, http_socket, config.access.token, http_tls))
+        await stack.enter_async_context(door.watching())
+        if notifier is not None:
+            await stack.enter_async_context(notifier.running())
+        app = HttpGate(new_app(engine, door, notifier, config.max_series), door)
+        await stack.enter_async_context(_serving_http(app, http_socket, http_tls))
         await grpc_server.start(http_url)
         stack.push_async_callback(grpc_server.stop)
         info = CollectorInfo(
             pid=os.getpid(),
             grpc=str(grpc_address.to_connect(grpc_port)),
-            grpc_tls=grpc_certificates is not None,
+            grpc_tls=grpc_tls,
             http=http_url,
             started_at=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
             version=collector_version(),
@@ -227,11 +242,12 @@ class _HttpServer(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def _serving_http(
-    engine: Engine, listener: socket.socket, token: str | None, tls: ssl.SSLContext | None
+    app: ASGIApp, listener: socket.socket, tls: ssl.SSLContext | None
 ) -> AsyncIterator[None]:
-    app = new_app(engine)
-    config = uvicorn.Config(
-        app if token is None else TokenGate(app, token),
+    settings = uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -240,9 +256,9 @@ async def _serving_http(
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    config.load()
-    config.ssl = tls
-    server = _HttpServer(config)
+    settings.load()
+    settings.ssl = tls
+    server = _HttpServer(settings)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     listening = asyncio.create_task(server.listening.wait())
     try:

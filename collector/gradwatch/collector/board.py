@@ -80,7 +80,7 @@ class Board:
     """Makes the documents of jobs that changed.
 
     Args:
-        engine: whose jobs; its `on_change` is taken.
+        engine: whose jobs.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -88,7 +88,7 @@ class Board:
         self._subscriptions: set[Subscription] = set()
         self._changed: set[str] = set()
         self._event = asyncio.Event()
-        engine.on_change = self._note
+        engine.listeners.append(self._note)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A job that is decided about without end shows its newest.
 _DECISIONS = 200
+# Before the first save there may be no folder.
+_NOT_YET = "No such file or directory"
 
 
 def _no_policy(_job: str) -> None:
@@ -52,7 +54,7 @@ class Books(NamedTuple):
                 decision=recovery.decision, phase=recovery.phase.value, hosts=list(recovery.hosts)
             ),
             "halted": halt.why if halt is not None and halt.run == job.run else None,
-            "warnings": warnings_of(dossier),
+            "warnings": [*warnings_of(dossier), *_unreadable(job, dossier)],
         }
 
     def decisions_about(self, incident: Incident) -> list[dict[str, Any]]:
@@ -86,6 +88,16 @@ def warnings_of(dossier: Dossier) -> list[str]:
         "values: a rotation that deletes the oldest will take the good one too. Copy it, or keep more"
     )
     return [text]
+
+
+def _unreadable(job: JobState, dossier: Dossier) -> list[str]:
+    """Why no checkpoint can be looked at, by those that are there to do it."""
+    roots = [root for root in dossier.roots if root.launch in job.launches]
+    living = [root for root in roots if job.launches[root.launch].ended_at is None]
+    if not all(root.error for root in living):
+        return []
+    errors = {f"{root.error}, on {root.node}" for root in living if not root.error.endswith(_NOT_YET)}
+    return [f"a rollback has nowhere to go: {'; '.join(sorted(errors))}"] if errors else []
 
 
 def _policy(in_force: InForce | None) -> schema.PolicyDocument | None:

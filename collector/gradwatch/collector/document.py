@@ -80,8 +80,8 @@ def job(state: State, name: str, books: Books = NO_BOOKS, newest: int | None = N
             schema.UnwatchedDocument(node=one.node, pid=one.pid, rank=one.rank, reason=one.reason)
             for one in known.unwatched
         ],
-        first_seen=_time(known.first_seen),
-        last_seen=_time(known.last_seen),
+        first_seen=time_of(known.first_seen),
+        last_seen=time_of(known.last_seen),
     )
 
 
@@ -139,9 +139,9 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
             for guess in verdict.likely
         ],
         flight=_flight(value),
-        opened_at=_time(value.opened_at),
-        confirmed_at=None if value.confirmed_at is None else _time(value.confirmed_at),
-        closed_at=None if value.closed_at is None else _time(value.closed_at),
+        opened_at=time_of(value.opened_at),
+        confirmed_at=None if value.confirmed_at is None else time_of(value.confirmed_at),
+        closed_at=None if value.closed_at is None else time_of(value.closed_at),
         close_reason=None if value.close_reason is None else value.close_reason.value,
         decisions=books.decisions_about(value),
     )
@@ -149,14 +149,14 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
 
 def audit(row: Mapping[str, Any]) -> schema.AuditDocument:
     """One row of the audit trail."""
-    return schema.AuditDocument(**{**row, "at": _time(row["at"])})
+    return schema.AuditDocument(**{**row, "at": time_of(row["at"])})
 
 
 def event(row: Mapping[str, Any]) -> schema.EventDocument:
     """One row of the store's log."""
     at = row["at"]
     return schema.EventDocument(
-        **{**row, "at": None if at is None else _time(at), "received_at": _time(row["received_at"])}
+        **{**row, "at": None if at is None else time_of(at), "received_at": time_of(row["received_at"])}
     )
 
 
@@ -355,8 +355,8 @@ def _launch(launch: Launch) -> schema.LaunchDocument:
         generation=launch.generation,
         node=launch.node,
         pid=launch.pid,
-        started_at=None if launch.started_at is None else _time(launch.started_at),
-        ended_at=None if launch.ended_at is None else _time(launch.ended_at),
+        started_at=None if launch.started_at is None else time_of(launch.started_at),
+        ended_at=None if launch.ended_at is None else time_of(launch.ended_at),
         exit_code=launch.exit_code,
         ended_by=launch.ended_by,
         command=launch.command.value,
@@ -378,7 +378,8 @@ def _has_status(value: Incident, status: str | None) -> bool:
     return status in {None, value.status.value}
 
 
-def _time(seconds: float) -> dt.datetime:
+def time_of(seconds: float) -> dt.datetime:
+    """Seconds since the epoch as documents tell them."""
     return dt.datetime.fromtimestamp(seconds, tz=dt.timezone.utc)
 
 

@@ -14,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gradwatch.collector.access.identity import ANYBODY
+from gradwatch.collector.access.reports import why_not_taken
 from gradwatch.collector.books import Books
-from gradwatch.collector.errors import OperatorError, StoreError
+from gradwatch.collector.boundary import BoundaryDocument, boundary
+from gradwatch.collector.errors import ForbiddenError, OperatorError, StoreError
 from gradwatch.collector.fold import fold, tick
-from gradwatch.collector.model import Changes, FoldConfig, State, apply
+from gradwatch.collector.model import Changes, FoldConfig, Incident, State, apply
 from gradwatch.collector.observations import DropReason
+from gradwatch.collector.picture.gallery import Gallery
 from gradwatch.collector.policy.decision import Decision
 from gradwatch.collector.policy.dossier import Dossier
 from gradwatch.collector.recovery.model import Entry
@@ -28,6 +32,7 @@ from gradwatch.collector.recovery.think import Thought, think
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gradwatch.collector.access.identity import Identity
     from gradwatch.collector.observations import Report
     from gradwatch.collector.policies import PolicyBook
     from gradwatch.collector.store import Store
@@ -37,8 +42,17 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+PICTURE_SECONDS = 30.0
 # Reports that wait for the writer; beyond it the streams wait.
 _QUEUE = 256
+
+
+@dataclass(frozen=True)
+class Told:
+    """A report, and whose it is."""
+
+    report: Report
+    identity: Identity
 
 
 @dataclass
@@ -61,10 +75,12 @@ class Engine:
         clock: the collector's time, in seconds since the epoch.
 
     Attributes:
-        on_change: called with the names of jobs that changed.
+        listeners: called with the names of jobs that changed.
         state: what the collector knows; replaced as a whole.
         dossiers: what deciding about a job rests on, by job.
         policies: those in force.
+        clock: as given.
+        gallery: how the ranks of each job went, as it is drawn.
         healthy: whether the last write to the store succeeded.
     """
 
@@ -75,16 +91,18 @@ class Engine:
         policies: PolicyBook,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.on_change: Callable[[set[str]], None] = lambda _jobs: None
+        self.listeners: list[Callable[[set[str]], None]] = []
         self.state = State()
         self.dossiers: dict[str, Dossier] = {}
         self.policies = policies
+        self.gallery = Gallery()
         self.healthy = False
+        self._pictures_at = 0.0
         self._store = store
         self._config = config
-        self._clock = clock
+        self.clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gradwatch-store")
-        self._queue: asyncio.Queue[tuple[Report | Asked, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[tuple[Told | Asked, asyncio.Future[None]] | None] = asyncio.Queue(_QUEUE)
 
     @property
     def books(self) -> Books:
@@ -102,6 +120,7 @@ class Engine:
             await self._in_thread(self._store.migrate)
             self.state = await self._in_thread(self._store.load)
             self.dossiers = await self._in_thread(self._store.load_dossiers)
+            self.gallery.hang(await self._in_thread(self._store.pictures))
             self.healthy = True
             writer = asyncio.create_task(self._write())
             try:
@@ -109,19 +128,25 @@ class Engine:
             finally:
                 await self._queue.put(None)
                 await writer
+                await self._keep_pictures()
         finally:
             await self._in_thread(self._store.close)
             self._thread.shutdown()
 
-    async def ingest(self, report: Report) -> None:
+    async def ingest(self, report: Report, identity: Identity = ANYBODY) -> None:
         """Take a report in. When this returns, everything in it is on disk.
 
         Cancelling the caller does not undo it.
 
+        Args:
+            report: by a sidecar.
+            identity: who reports.
+
         Raises:
+            ForbiddenError: something in it is not theirs to report. Nothing of it is taken in.
             StoreError: nothing of it is stored, and the state is as it was.
         """
-        await self._hand_over(report)
+        await self._hand_over(Told(report, identity))
 
     async def roll_back(self, job: str, who: str) -> Decision:
         """Roll a job back because an operator asks for it.
@@ -144,7 +169,41 @@ class Engine:
         """A job's audit trail; see `Store.audit`."""
         return await self._in_thread(lambda: self._store.audit(job, after=after, limit=limit))
 
-    async def _hand_over(self, item: Report | Asked) -> None:
+    async def boundary(self, incident: Incident) -> BoundaryDocument:
+        """The parameters around the place where an incident began; see `boundary.boundary`."""
+        first = incident.verdict.first
+        rank = None if first is None else first.rank
+
+        def read() -> BoundaryDocument:
+            models = self._store.said(incident.attempt, "model")
+            said = [] if rank is None else self._store.said(incident.attempt, "nonfinite", rank=rank)
+            roots = {one["root"] for one in said}
+            parameters = [
+                parameter for one in models if one["root"] in roots for parameter in one["parameters"]
+            ]
+            return boundary(
+                rank,
+                [
+                    one
+                    for one in said
+                    if first is not None
+                    and (one["round"], one["microbatch"]) == (first.round, first.microbatch)
+                ],
+                parameters,
+            )
+
+        return await self._in_thread(read)
+
+    async def told_of(self) -> set[str]:
+        """Incidents that a webhook was told of; see `Store.told_of`."""
+        return await self._in_thread(self._store.told_of)
+
+    async def keep_told(self, incident: str, outcome: str) -> None:
+        """Remember that; see `Store.keep_told`."""
+        now = self.clock()
+        await self._in_thread(lambda: self._store.keep_told(incident, outcome, now))
+
+    async def _hand_over(self, item: Told | Asked) -> None:
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._queue.put((item, stored))
         await stored
@@ -175,22 +234,29 @@ class Engine:
                 if not stored.done():
                     stored.set_result(None)
 
-    async def _take(self, item: Report | Asked) -> None:
-        now = self._clock()
+    async def _take(self, item: Told | Asked) -> None:
+        now = self.clock()
         if isinstance(item, Asked):
             await self._store_and_swap(self._ask(item, now))
-        else:
-            await self._store_and_swap(self._think(self._fold(item, now), now))
+            return
+        # Here, where nothing else changes the state: whose a journal is cannot change in between.
+        forbidden = why_not_taken(item.identity, item.report, self.state.journals)
+        if forbidden is not None:
+            raise ForbiddenError(forbidden)
+        await self._store_and_swap(self._think(self._fold(item.report, now), now))
 
     async def _tick(self) -> None:
-        now = self._clock()
+        now = self.clock()
         reloaded = self.policies.refresh()
         try:
             thought = self._think(tick(self.state, self._config, now), now)
             news = tuple(self._reload_entry(job, now) for job in sorted(reloaded & self.state.jobs.keys()))
             await self._store_and_swap(replace(thought, entries=(*thought.entries, *news)))
             if reloaded:
-                self.on_change(reloaded & self.state.jobs.keys())
+                self._say_changed(reloaded & self.state.jobs.keys())
+            if time.monotonic() - self._pictures_at >= PICTURE_SECONDS:
+                self._pictures_at = time.monotonic()
+                await self._keep_pictures()
         except StoreError as error:
             _log.warning("%s", error)
         except Exception:
@@ -266,6 +332,7 @@ class Engine:
         self.healthy = True
         self.state = thought.state
         self.dossiers = {**self.dossiers, **thought.dossiers}
+        self._draw(changes)
         for move in changes.moves:
             _log.info(
                 "incident %s of job %s is %s: %s", move.incident, move.job, move.status.value, move.because
@@ -273,7 +340,27 @@ class Engine:
         for entry in thought.entries:
             about = "" if entry.about is None else f" (decision {entry.about})"
             _log.info("job %s: %s%s: %s", entry.job, entry.what, about, entry.text)
-        self.on_change(_touched_jobs(changes) | thought.dossiers.keys())
+        self._say_changed(_touched_jobs(changes) | thought.dossiers.keys())
+
+    def _draw(self, changes: Changes) -> None:
+        try:
+            self.gallery.see(self.state, changes, self.clock())
+        except Exception:
+            _log.exception("a bug: what has changed could not be drawn")
+
+    async def _keep_pictures(self) -> None:
+        """What is lost of them with a collector that is killed is some seconds of a drawing."""
+        packed = self.gallery.unkept()
+        if not packed:
+            return
+        try:
+            await self._in_thread(lambda: self._store.keep_pictures(packed))
+        except StoreError as error:
+            _log.warning("%s", error)
+
+    def _say_changed(self, jobs: set[str]) -> None:
+        for listener in self.listeners:
+            listener(jobs)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -7,7 +7,8 @@ CollectorError
 ├── StateDirError            the state directory is of no use
 │   ├── StateDirInUseError   another collector holds it
 │   └── NoStateError         no collector has ever kept anything there
-├── AccessError              a certificate is of no use
+├── AccessError              a certificate or the identities file is of no use
+├── ForbiddenError           somebody asks for what is not theirs
 └── BindError                an address cannot be bound
     ├── PortTakenError
     └── NotLoopbackError
@@ -45,7 +46,11 @@ class NoStateError(StateDirError):
 
 
 class AccessError(CollectorError):
-    """A certificate or its key is of no use."""
+    """A certificate, its key, or the identities file is of no use."""
+
+
+class ForbiddenError(CollectorError):
+    """Somebody asks for what is not theirs."""
 
 
 class BindError(CollectorError):

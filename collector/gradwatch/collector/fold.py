@@ -14,7 +14,7 @@ from gradwatch.collector import told
 from gradwatch.collector.attribution import cause_of
 from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
-from gradwatch.collector.model import Cause, Event, Skips, Status, cause_label
+from gradwatch.collector.model import Cause, Event, Skips, cause_label
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.progress import advance, see_progress, sighting_of
 from gradwatch.collector.progress_log import log_end, log_progress
@@ -187,8 +187,7 @@ def _is_too_much(draft: Draft, journal: Journal, body: obs.Body) -> bool:
     """Of checksums only those that differ are logged, by `told`; and while an incident waits for records."""
     if not isinstance(body, obs.Checksum) or journal.rank is None:
         return False
-    attempt = draft.attempts[journal.rank.attempt]
-    return not attempt.incidents or draft.incidents[attempt.incidents[-1]].status is Status.CLOSED
+    return not told.is_checksum_logged(draft, journal.rank.attempt)
 
 
 def _log(draft: Draft, journal: Journal, record: obs.Record, body: obs.Body) -> tuple[DropReason, ...]:

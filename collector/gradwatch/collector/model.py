@@ -245,11 +245,16 @@ class Flown(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A rank's checksum, and where in its journal it is."""
+    """A rank's checksum, and where in its journal it is.
+
+    Attributes:
+        logged: whether the log of events has it.
+    """
 
     rank: int
     seq: int
     checksum: Checksum
+    logged: bool = False
 
 
 class Skips(NamedTuple):
@@ -415,13 +420,17 @@ class CommandState(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One `gradwatch run` on one node.
+    """One `gradwatch run` on one node, or the controller of a framework.
 
     Attributes:
         generation: the newest in which its command ran.
         policy_hash: of the policy it was given; without one it obeys no order.
+        whole_job: it starts and stops the workers of every host.
         stopped_for: the order that its command was stopped for; empty if it ended by itself.
         stopped_code: the exit code of a command that ended by itself.
+        restarts: a command that ended by itself is started again whatever is ordered.
+        no_restart: why it cannot be stopped and started again; "" when it can.
+        by_itself: the newest generation that a framework began without an order; None for none.
     """
 
     id: str
@@ -436,6 +445,10 @@ class Launch:
     policy_hash: str | None = None
     stopped_for: str | None = None
     stopped_code: int | None = None
+    whole_job: bool = False
+    restarts: bool = False
+    no_restart: str = ""
+    by_itself: int | None = None
 
     @property
     def obeys(self) -> bool:

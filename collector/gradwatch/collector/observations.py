@@ -354,6 +354,7 @@ class LaunchStarted:
 
     Attributes:
         policy_hash: set when it was given a policy; then it starts the command at an order only, and obeys.
+        whole_job: it starts and stops the workers of every host.
     """
 
     job: str
@@ -363,6 +364,7 @@ class LaunchStarted:
     pid: int
     command: tuple[str, ...]
     policy_hash: str | None = None
+    whole_job: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,11 +405,16 @@ class GuardOff:
 
 @dataclass(frozen=True, slots=True)
 class CommandStarted:
-    """A launcher has started its command."""
+    """A launcher has started its command.
+
+    Attributes:
+        no_restart: why it cannot be stopped and started again; "" when it can.
+    """
 
     job: str
     generation: int
     launch: str
+    no_restart: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +424,7 @@ class CommandStopped:
     Attributes:
         order: that it was stopped for; empty if it ended by itself.
         exit_code: when it ended by itself.
+        restarts: it is started again whatever is ordered.
     """
 
     job: str
@@ -424,6 +432,7 @@ class CommandStopped:
     launch: str
     order: str
     exit_code: int | None
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -598,7 +607,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a process has come; everything in it only ever grows, `step` aside."""
+    """How far a process has come; everything in it only ever grows, `step` and `magnitude` aside.
+
+    Attributes:
+        magnitude: the largest of the newest round's local gradients; None when not known or not finite.
+    """
 
     incarnation: str
     round: int
@@ -613,6 +626,7 @@ class Progress:
     journal_records: int
     dropped: Mapping[str, int] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)
+    magnitude: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

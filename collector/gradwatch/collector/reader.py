@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 from gradwatch.collector import document, schema, statedir
 from gradwatch.collector.books import Books
 from gradwatch.collector.errors import NoStateError, StoreError
+from gradwatch.collector.picture.gallery import Gallery
+from gradwatch.collector.picture.picture import picture
+from gradwatch.collector.picture.timeline import Timeline
+from gradwatch.collector.policy.dossier import Dossier
 from gradwatch.collector.statedir import CollectorInfo, default_state_dir, holder
 from gradwatch.collector.store import Store
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradwatch.collector.model import State
+    from gradwatch.collector.picture.schema import PictureDocument
 
 __all__ = ["CollectorInfo", "Reader", "default_state_dir", "holder", "opened"]
 
@@ -39,6 +44,16 @@ class Reader:
     def job(self, name: str) -> schema.JobDocument | None:
         """One job; None when it is not known."""
         return document.job(self._state, name, self._books) if name in self._state.jobs else None
+
+    def picture(self, name: str) -> PictureDocument | None:
+        """One job as it is drawn; None when it is not known."""
+        known = self._state.jobs.get(name)
+        if known is None:
+            return None
+        gallery = Gallery()
+        gallery.hang(self._store.pictures())
+        dossier = self._books.dossiers.get(name, Dossier(name))
+        return picture(self._state, known, dossier, gallery.timelines.get(name) or Timeline())
 
     def incidents(
         self, *, job: str | None = None, status: str | None = None, limit: int | None = None

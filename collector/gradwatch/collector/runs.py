@@ -22,7 +22,8 @@ LOST = "lost"
 def start_launch(draft: Draft, started: LaunchStarted) -> None:
     """A launcher began; if all others have ended, this is the job's next run.
 
-    A node runs a job once at a time: another launch there that did not say how it ended was killed.
+    A node runs a job once at a time: another launch there that did not say how it ended was killed. A
+    framework's controller runs beside the launcher that started it.
     """
     job = draft.job(started.job, started.generation)
     obeys = started.policy_hash is not None
@@ -41,10 +42,15 @@ def start_launch(draft: Draft, started: LaunchStarted) -> None:
         started_at=draft.now,
         command=CommandState.WAITING if obeys else CommandState.RUNNING,
         policy_hash=started.policy_hash,
+        whole_job=started.whole_job,
     )
     launches = {
         id_: replace(other, ended_at=draft.now, ended_by=LOST, command=CommandState.ENDED)
-        if obeys and other.obeys and other.node == launch.node and other.ended_at is None
+        if obeys
+        and other.obeys
+        and other.node == launch.node
+        and other.whole_job == launch.whole_job
+        and other.ended_at is None
         else other
         for id_, other in job.launches.items()
     }
@@ -62,12 +68,16 @@ def see_command(draft: Draft, body: CommandStarted | CommandStopped) -> None:
     if launch is None or launch.ended_at is not None:
         return
     if isinstance(body, CommandStarted):
+        unasked = launch.whole_job and body.generation > launch.generation and not launch.stopped_for
         launch = replace(
             launch,
+            by_itself=body.generation if unasked else launch.by_itself,
             generation=body.generation,
             command=CommandState.RUNNING,
             stopped_for=None,
             stopped_code=None,
+            restarts=False,
+            no_restart=body.no_restart,
         )
     else:
         launch = replace(
@@ -75,6 +85,7 @@ def see_command(draft: Draft, body: CommandStarted | CommandStopped) -> None:
             command=CommandState.STOPPED,
             stopped_for=body.order,
             stopped_code=body.exit_code,
+            restarts=body.restarts,
         )
     draft.jobs[job.name] = replace(
         job,
@@ -116,6 +127,12 @@ def keep_the_living(draft: Draft, job_name: str) -> None:
         return
     if not _lives(draft, job.current) and _lives(draft, before.current):
         draft.jobs[job_name] = replace(job, current=before.current)
+
+
+def commanding(job: JobState) -> tuple[Launch, ...]:
+    """The launches that are ordered what to do: a controller of all workers, else each that has not ended."""
+    living = tuple(launch for launch in job.launches.values() if launch.ended_at is None)
+    return tuple(launch for launch in living if launch.whole_job) or living
 
 
 def launches_ended(job: JobState) -> bool:

@@ -11,8 +11,10 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
-from gradwatch.collector.access import TokenInterceptor
-from gradwatch.collector.errors import PortTakenError, StoreError
+from gradwatch.collector.access.grpc_gate import GrpcGate, credentials
+from gradwatch.collector.access.identity import why_no_reports
+from gradwatch.collector.access.reports import why_not_theirs
+from gradwatch.collector.errors import ForbiddenError, PortTakenError, StoreError
 from gradwatch.collector.version import collector_version
 from gradwatch.collector.wire import read_report, write_directive
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
@@ -21,7 +23,8 @@ from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gradwatch.collector.access import Certificates
+    from gradwatch.collector.access.door import Door
+    from gradwatch.collector.access.identity import Identity
     from gradwatch.collector.board import Board, Subscription
     from gradwatch.collector.engine import Engine
 
@@ -51,17 +54,20 @@ class Ingest(rpc.IngestServicer):
         engine: takes the reports.
         board: gives the statuses.
         http_url: where people look.
+        gate: tells who a stream is from.
     """
 
-    def __init__(self, engine: Engine, board: Board, http_url: str) -> None:
+    def __init__(self, engine: Engine, board: Board, http_url: str, gate: GrpcGate) -> None:
         self._engine = engine
         self._board = board
         self._http_url = http_url
+        self._gate = gate
 
     async def Stream(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Report], context: _Context
     ) -> None:
         """Serve one sidecar until it leaves."""
+        await self._agent(context)
         welcome = pb.Welcome(version=collector_version(), http_url=self._http_url)
         with self._board.subscribed() as subscription:
             outlet = _Outlet(context, subscription)
@@ -77,8 +83,15 @@ class Ingest(rpc.IngestServicer):
     async def _take(
         self, message: pb.Report, subscription: Subscription, outlet: _Outlet, context: _Context
     ) -> None:
+        # Asked each time: a stream lasts for days, and an identity may be taken back meanwhile.
+        identity = await self._agent(context)
+        forbidden = why_not_theirs(identity, (*subscription.jobs, *message.sidecar.jobs))
+        if forbidden is not None:
+            await self._gate.forbid(context, forbidden)
         try:
-            await self._engine.ingest(read_report(message))
+            await self._engine.ingest(read_report(message), identity)
+        except ForbiddenError as error:
+            await self._gate.forbid(context, str(error))
         except StoreError as error:
             # Unacknowledged, the sidecar keeps it and sends it again.
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
@@ -88,6 +101,14 @@ class Ingest(rpc.IngestServicer):
             _log.info("sidecar %s on node %s is connected", message.sidecar.id, message.sidecar.node)
             await outlet.flush()
         await outlet.write(pb.Directive(acked=message.id))
+
+    async def _agent(self, context: _Context) -> Identity:
+        """Tell whose the stream is; ends it unless they may report."""
+        identity = await self._gate.identity(context)
+        forbidden = why_no_reports(identity)
+        if forbidden is not None:
+            await self._gate.forbid(context, forbidden)
+        return identity
 
 
 class _Outlet:
@@ -126,24 +147,26 @@ class GrpcServer:
     Args:
         engine: takes the reports.
         board: gives the statuses.
-        token: what clients must show; None for nothing.
+        door: tells who clients are, and what to show them.
     """
 
-    def __init__(self, engine: Engine, board: Board, token: str | None = None) -> None:
+    def __init__(self, engine: Engine, board: Board, door: Door) -> None:
         self._engine = engine
         self._board = board
-        gates = [] if token is None else [TokenInterceptor(token)]
-        self._server = grpc.aio.server(options=_OPTIONS, interceptors=gates)
+        self._door = door
+        self._gate = GrpcGate(door)
+        self._server = grpc.aio.server(options=_OPTIONS, interceptors=[self._gate])
 
-    def bind(self, address: str, certificates: Certificates | None = None) -> int:
-        """Bind HOST:PORT; the port, which the system chooses for 0. With certificates it speaks TLS.
+    def bind(self, address: str, *, tls: bool) -> int:
+        """Bind HOST:PORT; the port, which the system chooses for 0.
 
         Raises:
             PortTakenError: it cannot be bound.
         """
         try:
-            if certificates is not None:
-                return self._server.add_secure_port(address, certificates.grpc())
+            secure = credentials(self._door) if tls else None
+            if secure is not None:
+                return self._server.add_secure_port(address, secure)
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise PortTakenError(
@@ -152,7 +175,8 @@ class GrpcServer:
 
     async def start(self, http_url: str) -> None:
         """Begin to serve."""
-        rpc.add_IngestServicer_to_server(Ingest(self._engine, self._board, http_url), self._server)
+        ingests = Ingest(self._engine, self._board, http_url, self._gate)
+        rpc.add_IngestServicer_to_server(ingests, self._server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
         ingest = pb.DESCRIPTOR.services_by_name["Ingest"].full_name

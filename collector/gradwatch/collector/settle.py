@@ -219,9 +219,11 @@ def _confirm(draft: Draft, job: JobState, incident: Incident) -> None:
 
 def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incident) -> CloseReason | None:
     """Why the incident is over; None while it is not."""
-    if is_rolled_back(job, attempt):
+    next_generation = attempt.id.generation + 1
+    unasked = any(launch.by_itself == next_generation for launch in job.launches.values())
+    if is_rolled_back(job, attempt) and not unasked:
         return CloseReason.ROLLBACK
-    if attempt.id != job.current:
+    if attempt.id != job.current or unasked:
         return CloseReason.ATTEMPT_OVER
     if is_over(job, attempt, draft.journals):
         return CloseReason.JOB_ENDED

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
     from alembic.config import Config
 
-    from gradwatch.collector.model import Changes, State
+    from gradwatch.collector.model import AttemptId, Changes, State
     from gradwatch.collector.policy.dossier import Dossier
     from gradwatch.collector.recovery.model import Entry
 
 _BUSY_SECONDS = 5.0
+# Of one kind in one attempt: a rank that is bad for ever says so 16 times in a row only.
+_SAID = 10_000
 
 
 class Store:
@@ -131,9 +133,7 @@ class Store:
                 self._upsert(
                     tables.stray, ({"reason": key, "count": count} for key, count in changes.strays.items())
                 )
-                if changes.events:
-                    rows = [tables.event_row(event) for event in changes.events]
-                    self._connected().execute(sa.insert(tables.event), rows)
+                self._append(tables.event, map(tables.event_row, changes.events))
         except sa.exc.SQLAlchemyError as error:
             raise self._broken("write", error) from error
 
@@ -151,6 +151,33 @@ class Store:
         rows = self._page(tables.event, job, after, limit)
         return [{**row, "body": json.loads(row["body"])} for row in rows]
 
+    def said(self, attempt: AttemptId, kind: str, *, rank: int | None = None) -> list[dict[str, Any]]:
+        """What the ranks of an attempt said of one kind, in the order of its arrival.
+
+        Args:
+            attempt: whose.
+            kind: as in `observations.KINDS`.
+            rank: of this rank only; None for all.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        event = tables.event.c
+        wanted = sa.select(event.body).where(
+            event.job == attempt.job,
+            event.generation == attempt.generation,
+            event.attempt == attempt.number,
+            event.kind == kind,
+        )
+        if rank is not None:
+            wanted = wanted.where(event.rank == rank)
+        try:
+            with self._connected().begin():
+                bodies = self._connected().scalars(wanted.order_by(event.id).limit(_SAID))
+                return [json.loads(body) for body in bodies]
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
+
     def audit(self, job: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """A job's audit trail, oldest first.
 
@@ -163,6 +190,56 @@ class Store:
             StoreError: it cannot be read.
         """
         return self._page(tables.audit, job, after, limit)
+
+    def told_of(self) -> set[str]:
+        """Ids of the incidents that a webhook was told of, or will not be.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        try:
+            with self._connected().begin():
+                return set(self._connected().scalars(sa.select(tables.told.c.incident)))
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
+
+    def keep_told(self, incident: str, outcome: str, at: float) -> None:
+        """Remember what became of telling of an incident.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        try:
+            with self._connected().begin():
+                self._upsert(tables.told, [{"incident": incident, "outcome": outcome, "at": at}])
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("write", error) from error
+
+    def pictures(self) -> dict[str, bytes]:
+        """What is drawn of each job, as it was kept.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._connected().begin():
+                rows = self._connected().execute(sa.select(tables.picture))
+                return {row.job: row.packed for row in rows}
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("read", error) from error
+
+    def keep_pictures(self, packed: Mapping[str, bytes]) -> None:
+        """Keep what is drawn of these jobs.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        rows = [{"job": job, "packed": content} for job, content in packed.items()]
+        try:
+            with self._connected().begin():
+                self._upsert(tables.picture, rows)
+        except sa.exc.SQLAlchemyError as error:
+            raise self._broken("write", error) from error
 
     def close(self) -> None:
         """Let go of the database."""
@@ -196,17 +273,24 @@ class Store:
         cause = getattr(error, "orig", None) or error
         return StoreError(f"cannot {what} the store {self._engine.url.database}: {cause}")
 
+    def _append(self, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows but those that are there: what failed for one row would fail for ever, and hold up all."""
+        rows = list(rows)
+        if rows:
+            insert = _inserting(self._engine.dialect.name)(table)
+            self._connected().execute(insert.on_conflict_do_nothing(), rows)
+
     def _upsert(self, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
         rows = list(rows)
         if not rows:
             return
-        insert = _upserting(self._engine.dialect.name)(table)
+        insert = _inserting(self._engine.dialect.name)(table)
         keys = list(table.primary_key.columns)
         values = {column.name: insert.excluded[column.name] for column in table.c if column not in keys}
         self._connected().execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
 
 
-def _upserting(dialect: str) -> Any:
+def _inserting(dialect: str) -> Any:
     """The dialect's own `insert`, which knows ON CONFLICT."""
     if dialect == "postgresql":
         from sqlalchemy.dialects import postgresql

@@ -44,6 +44,21 @@ stray = sa.Table(
     sa.Column("count", sa.BigInteger, nullable=False),
 )
 
+told = sa.Table(
+    "told",
+    metadata,
+    sa.Column("incident", sa.Text, primary_key=True),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+)
+
+picture = sa.Table(
+    "picture",
+    metadata,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("packed", sa.LargeBinary, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

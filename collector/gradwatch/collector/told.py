@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.draft import counted
-from gradwatch.collector.model import Cause, Checked, Event, Flown, Kind, Overflow, Replayed, Sighting
+from gradwatch.collector.model import Cause, Checked, Event, Flown, Kind, Overflow, Replayed, Sighting, Status
 from gradwatch.collector.replicas import differing, odd_ones
 
 if TYPE_CHECKING:
     from gradwatch.collector import observations as obs
     from gradwatch.collector.draft import Draft
-    from gradwatch.collector.model import RankState
+    from gradwatch.collector.model import AttemptId, RankState
 
 EXPLODING = "exploding"
 # Of a job's warnings. The newest tell most.
@@ -106,7 +106,8 @@ def see_parameters(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
 def see_checksum(draft: Draft, rank: RankState, body: obs.Checksum, seq: int) -> None:
     """A replica tells the checksum of its parameters; with the last rank's they are compared."""
     attempt = draft.attempts[rank.attempt]
-    held = [*attempt.checksums, Checked(rank.hello.rank, seq, body)]
+    logged = is_checksum_logged(draft, rank.attempt)
+    held = [*attempt.checksums, Checked(rank.hello.rank, seq, body, logged)]
     here = {
         one.rank: one for one in held if (one.checksum.root, one.checksum.round) == (body.root, body.round)
     }
@@ -124,6 +125,12 @@ def see_checksum(draft: Draft, rank: RankState, body: obs.Checksum, seq: int) ->
         diverged |= {body.root}
         _diverge(draft, rank, here, odd)
     draft.attempts[rank.attempt] = replace(attempt, checksums=kept, alike_at=alike_at, diverged=diverged)
+
+
+def is_checksum_logged(draft: Draft, attempt_id: AttemptId) -> bool:
+    """Whether a checksum is logged as it comes, as all else is; else it is once it differs from others."""
+    incidents = draft.attempts[attempt_id].incidents
+    return bool(incidents) and draft.incidents[incidents[-1]].status is not Status.CLOSED
 
 
 def _diverge(draft: Draft, teller: RankState, here: dict[int, Checked], odd: tuple[int, ...]) -> None:
@@ -164,6 +171,7 @@ def _diverge(draft: Draft, teller: RankState, here: dict[int, Checked], odd: tup
             body=one.checksum,
         )
         for number, one in sorted(here.items())
+        if not one.logged
     ]
 
 

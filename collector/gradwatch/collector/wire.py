@@ -347,6 +347,7 @@ def _launch_started(message: pb.LaunchStarted) -> obs.LaunchStarted:
         pid=message.pid,
         command=tuple(message.command),
         policy_hash=_known(message, "policy_hash"),
+        whole_job=message.whole_job,
     )
 
 
@@ -378,7 +379,12 @@ def _guard_off(message: pb.GuardOff) -> obs.GuardOff:
 
 def _command_started(message: pb.CommandStarted) -> obs.CommandStarted:
     _check_launch(message)
-    return obs.CommandStarted(job=message.job, generation=message.generation, launch=message.launch)
+    return obs.CommandStarted(
+        job=message.job,
+        generation=message.generation,
+        launch=message.launch,
+        no_restart=message.no_restart,
+    )
 
 
 def _command_stopped(message: pb.CommandStopped) -> obs.CommandStopped:
@@ -389,6 +395,7 @@ def _command_stopped(message: pb.CommandStopped) -> obs.CommandStopped:
         launch=message.launch,
         order=message.order,
         exit_code=_known(message, "exit_code"),
+        restarts=message.restarts,
     )
 
 
@@ -496,7 +503,13 @@ def _progress(message: pb.Progress) -> obs.Progress:
         journal_records=message.journal_records,
         dropped={reason: count for reason, count in message.dropped.items() if count > 0},
         faults={part: count for part, count in message.faults.items() if count > 0},
+        magnitude=_magnitude(message),
     )
+
+
+def _magnitude(message: pb.Progress) -> float | None:
+    known = message.HasField("magnitude") and math.isfinite(message.magnitude)
+    return message.magnitude if known else None
 
 
 # ---------------------------------------------------------------- fields

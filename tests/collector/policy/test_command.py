@@ -40,6 +40,7 @@ def test_a_policy_is_told(file):
     assert document["valid"]
     assert document["policy_hash"] in result.stdout
     assert document["problems"] == []
+    assert (document["guard"], document["checkpoints"]) == (None, {"root": "/ckpts", "layout": "auto"})
 
 
 def test_a_wrong_one_is_an_error_with_file_line_and_key(file):

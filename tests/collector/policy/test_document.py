@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gradwatch.collector.policy.document import guard_setting, load_policy, policy_hash
-from gradwatch.collector.policy.model import DEFAULT_BUDGETS, Mode, Otherwise, Policy, Quarantine, Scope
+from gradwatch.collector.policy.model import (
+    DEFAULT_BUDGETS,
+    Checkpoints,
+    Mode,
+    Otherwise,
+    Policy,
+    Quarantine,
+    Scope,
+)
 from gradwatch.collector.policy.problems import PolicyError
 from gradwatch.collector.policy.reload import InForce, reload
 from gradwatch.collector.policy.sentences import explain
@@ -171,8 +179,17 @@ WRONG = [
         "rules[1].name: a is taken; first in line 3",
     ),
     # A root that depends on where the collector was started.
-    (HEAD + "checkpoints: {root: ckpts}", 2, "checkpoints.root: must be an absolute path, not ckpts"),
+    (
+        HEAD + "checkpoints: {root: ckpts}",
+        2,
+        "checkpoints.root: must be an absolute path, or a URL, not ckpts",
+    ),
     (HEAD + "checkpoints: {layout: torch}", 2, "checkpoints.root: is missing"),
+    (
+        HEAD + "checkpoints: {root: 's3://b/run'}\nrollback: {quarantine: move}",
+        3,
+        "rollback.quarantine: checkpoints on remote storage are not moved: write ledger, or leave it out",
+    ),
     # Not YAML, not text, nothing.
     (HEAD + "a: b: c", 2, "this is not YAML: mapping values are not allowed here"),
     (HEAD + "a: [", 2, "this is not YAML"),
@@ -211,6 +228,13 @@ def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(PolicyError) as caught:
         policy("mode: x\ncooldown: x\nguard: {on_nonfinite: x}")
     assert [problem.key for problem in caught.value.problems] == ["mode", "cooldown", "guard.on_nonfinite"]
+
+
+@pytest.mark.parametrize("rollback", ["", "rollback: {margin_steps: 1}", "rollback: {quarantine: ledger}"])
+def test_on_remote_storage_checkpoints_are_only_marked(rollback):
+    found = policy(f"checkpoints: {{root: 's3://b/run'}}\n{rollback}")
+    assert found.checkpoints == Checkpoints("s3://b/run")
+    assert found.rollback.quarantine is Quarantine.LEDGER
 
 
 def test_off_is_a_word_and_not_yamls_false():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from gradwatch.collector.books import Books
 from gradwatch.collector.model import CloseReason
-from gradwatch.collector.observations import CheckpointRoot, TaskDone, TaskKind
+from gradwatch.collector.observations import CheckpointRoot, CommandStarted, LaunchStarted, TaskDone, TaskKind
 from gradwatch.collector.policy.decision import Outcome
 from gradwatch.collector.policy.model import Action
 from gradwatch.collector.recovery.model import Phase
 from gradwatch.collector.recovery.orders import Verb, order_for, task_for
 from gradwatch.collector.recovery.perform import LAUNCHERS_SECONDS
+from tests.collector.history import batch
 from tests.collector.recovery.world import ROOT, World
 
 POLICY = """
@@ -52,6 +54,61 @@ def test_a_job_goes_back_to_its_newest_good_checkpoint():
     assert world.training == 1
     (incident,) = world.state.incidents.values()
     assert incident.close_reason is CloseReason.ROLLBACK
+
+
+def controlled(no_restart: str = "") -> World:
+    """A job whose workers a framework's controller starts, within a command of `gradwatch run`."""
+    world = World.under(POLICY, 1)
+    launcher = LaunchStarted("j", 0, "outer", "n0", 1, ("python", "train.py"), "hash")
+    world.tell(batch("launch-outer", 0, launcher, CommandStarted("j", 0, "outer")))
+    (controller,) = world.hosts
+    controller.controls, controller.no_restart = True, no_restart
+    world.launch(controller)
+    world.settle()
+    world.train(5)
+    world.save(f"{ROOT}/5")
+    world.look_after()
+    world.train(1)
+    world.train(1, bad_rank=0)
+    world.train(1)
+    world.save(f"{ROOT}/8")
+    return world
+
+
+def test_the_controller_of_a_framework_is_ordered_and_not_the_launcher_around_it():
+    world = controlled()
+    assert order_for(world.state, world.dossier, "outer") is None
+    world.settle()
+    assert world.resumed == [(0, None), (1, f"{ROOT}/5")]
+    # Its workers fail before they save again, and the framework restarts them in any case.
+    world.train(1)
+    world.crash()
+    world.settle()
+    assert world.resumed[2:] == [(2, f"{ROOT}/5")]
+    assert order_for(world.state, world.dossier, "outer") is None
+
+
+def test_workers_that_a_framework_restarts_by_itself_are_not_rolled_back():
+    world = World.under("apiVersion: gradwatch/v1\nrules: []\n", 1)
+    world.hosts[0].controls = True
+    world.launch(world.hosts[0])
+    world.settle()
+    world.train(2)
+    world.train(1, bad_rank=0)
+    world.crash()
+    world.settle()
+    assert world.resumed == [(0, None), (1, None)]
+    (incident,) = world.state.incidents.values()
+    assert incident.close_reason is CloseReason.ATTEMPT_OVER
+
+
+def test_nothing_is_stopped_that_the_framework_would_not_start_again():
+    world = controlled(no_restart="max_failures is 0")
+    world.settle()
+    (decision,) = world.decisions
+    assert decision.outcome is Outcome.REFUSED
+    assert "max_failures" in (decision.concluded or "")
+    assert world.training == 0
 
 
 def test_all_of_it_is_in_the_audit_trail():
@@ -240,6 +297,26 @@ def test_a_root_that_nobody_can_read_halts_the_job():
     world.settle()
     assert host.ended_with == 93
     assert "Permission denied" in (world.decisions[0].concluded or "")
+
+
+@pytest.mark.parametrize(
+    ("errors", "warned"),
+    [
+        (("Permission denied", "Permission denied"), True),
+        # Another sidecar can.
+        (("Permission denied", ""), False),
+        # Before the first save.
+        (("No such file or directory", "No such file or directory"), False),
+    ],
+)
+def test_a_root_that_no_sidecar_can_read_is_said_before_it_is_needed(errors, warned):
+    world = World.under(POLICY, 2)
+    for host, error in zip(world.hosts, errors, strict=True):
+        world.launch(host)
+        world._sidecar_says(host, CheckpointRoot("j", 0, host.name, ROOT, error, host.launch))
+    warnings = Books(world.dossiers).of_job(world.state.jobs["j"])["warnings"]
+    told = "a rollback has nowhere to go: Permission denied, on n0; Permission denied, on n1"
+    assert warnings == ([told] if warned else [])
 
 
 def test_a_quarantine_that_fails_halts_the_job():

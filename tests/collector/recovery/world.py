@@ -45,6 +45,8 @@ class Host:
     Attributes:
         command: none (no launcher), waiting, running or stopped.
         stopped_for: the order; None for a command that ended by itself.
+        controls: it is a framework's controller, whose workers run elsewhere too.
+        no_restart: why the framework does not start its workers again.
     """
 
     name: str
@@ -57,6 +59,13 @@ class Host:
     reported: dict[str, float] = field(default_factory=dict)
     sidecar_said: int = 0
     ended_with: int | None = None
+    controls: bool = False
+    no_restart: str = ""
+
+    @property
+    def workers(self) -> str:
+        """The node that its rank is on."""
+        return f"{self.name}-other" if self.controls else self.name
 
 
 @dataclass
@@ -152,7 +161,7 @@ class World:
         host.stopped_for = host.exit_code = host.ended_with = None
         host.said = host.sidecar_said = 0
         host.reported = {}
-        body = obs.LaunchStarted("j", 0, host.launch, host.name, 1, ("train",), "hash")
+        body = obs.LaunchStarted("j", 0, host.launch, host.name, 1, ("train",), "hash", host.controls)
         self._say(host, body)
         self._sidecar_says(host, obs.CheckpointRoot("j", 0, host.name, ROOT, "", host.launch))
 
@@ -164,7 +173,8 @@ class World:
         if order is None:
             return None
         if order.verb is Verb.START and host.command in {"waiting", "stopped"}:
-            own = host.generation + 1 if host.stopped_for is not None else host.generation
+            anew = host.stopped_for is not None or host.controls
+            own = host.generation + 1 if host.command == "stopped" and anew else host.generation
             if order.generation < own:
                 return None
             self._start(host, order)
@@ -211,7 +221,7 @@ class World:
             assert file.complete, f"{order.resume.path} is torn"
             assert not file.poisoned, f"{order.resume.path} is poisoned"
             assert file.step == order.resume.step
-        self._say(host, obs.CommandStarted("j", order.generation, host.launch))
+        self._say(host, obs.CommandStarted("j", order.generation, host.launch, host.no_restart))
         alike = {(one.command, one.generation) for one in self.hosts}
         if alike == {("running", order.generation)}:
             self._train(order)
@@ -221,7 +231,10 @@ class World:
             self.save(f"{ROOT}/sigterm-{self.step}")
         self._end_ranks()
         host.command, host.stopped_for, host.exit_code = "stopped", order, exit_code
-        self._say(host, obs.CommandStopped("j", host.generation, host.launch, order or "", exit_code))
+        stopped = obs.CommandStopped(
+            "j", host.generation, host.launch, order or "", exit_code, restarts=host.controls
+        )
+        self._say(host, stopped)
 
     def _end(self, host: Host, exit_code: int) -> None:
         if host.command == "running":
@@ -264,7 +277,7 @@ class World:
                 len(self.hosts),
                 generation=order.generation,
                 attempt_key=f"k{self._trainings}",
-                node=host.name,
+                node=host.workers,
             )
             self.tell(batch(self._rank(index), 0, said, at=self.now))
             if self.can_load is not None:

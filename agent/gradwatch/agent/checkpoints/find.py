@@ -55,6 +55,10 @@ _HF_FOLDER = re.compile(r"checkpoint[-_]\d+")
 _STEP_FOLDER = re.compile(
     r"(.*[-_.])?(global_step|step|iter|iteration|epoch|ckpt|checkpoint)[-_=]?\d+", re.IGNORECASE
 )
+# For a folder of which it is known that it is a checkpoint, whatever its name.
+_AS_IF = "checkpoint-0"
+# In the folder of a Ray Train run, beside its checkpoints: each is a folder of any name.
+_RAY_REGISTRY = "checkpoint_manager_snapshot.json"
 # .bin is anybody's suffix: only a name that says so makes it a checkpoint.
 _BIN = re.compile(r".*(model|ckpt|checkpoint|state|optim).*\.bin", re.IGNORECASE)
 _SIDE_FILE = re.compile(
@@ -106,7 +110,7 @@ def at(listing: Listing, path: str) -> Candidate | None:
     if path in listing.files:
         return Candidate(path, file_layout(path.rpartition("/")[2]) or Layout.TORCH, frozenset({"."}))
     files = {inner for inner in listing.below(path) if not _hidden(inner)}
-    layout = folder_layout({inner for inner in files if "/" not in inner}, "checkpoint-0")
+    layout = folder_layout({inner for inner in files if "/" not in inner}, _AS_IF)
     return None if layout is None else Candidate(path, layout, frozenset(files))
 
 
@@ -157,17 +161,20 @@ def is_side_file(name: str) -> bool:
 
 
 def _folder_candidates(by_folder: dict[str, set[str]], listing: Listing) -> dict[str, Candidate]:
-    layouts = {
-        folder: layout
-        for folder, names in by_folder.items()
-        if (layout := folder_layout(names, folder.rpartition("/")[2])) is not None
-    }
+    runs = {folder for folder, names in by_folder.items() if _RAY_REGISTRY in names}
+    layouts = {}
+    for folder, names in by_folder.items():
+        above, _, name = folder.rpartition("/")
+        registered = folder != "." and (above or ".") in runs
+        layout = folder_layout(names, _AS_IF if registered else name)
+        if layout is not None:
+            layouts[folder] = (layout, registered or _owns(folder, layout))
     found = {}
-    for folder, layout in layouts.items():
-        if any(parent in layouts and _owns(parent, layouts[parent]) for parent in _parents(folder)):
+    for folder, (layout, owns) in layouts.items():
+        if any(parent in layouts and layouts[parent][1] for parent in _parents(folder)):
             continue  # a part of the folder above it
         files = {path for path in listing.below(folder) if not _hidden(path)}
-        if not _owns(folder, layout):
+        if not owns:
             files = {path for path in files if "/" not in path}
         found[folder] = Candidate(folder, layout, frozenset(files))
     return found

@@ -21,11 +21,13 @@ class File:
         size: in bytes.
         mtime_ns: last change of its content.
         identity: device and inode: a file that was replaced is another one.
+        version: what remote storage calls what it holds (an ETag); empty where there is no such thing.
     """
 
     size: int
     mtime_ns: int
     identity: tuple[int, int] = (0, 0)
+    version: str = ""
 
 
 @dataclass(frozen=True)

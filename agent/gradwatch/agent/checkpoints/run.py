@@ -10,11 +10,14 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.checkpoints import remote
 from gradwatch.agent.checkpoints.result import Completeness, ScanResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
-    from pathlib import Path
+    from os import PathLike
+
+    Address = str | PathLike[str]
 
 _MODULE = "gradwatch.agent.checkpoints.scan"
 # A document names at most 60 tensors; their names are bounded by the pickle's size only.
@@ -30,11 +33,11 @@ _ENVIRONMENT = {
 }
 
 
-async def run_scan(path: Path, *, limit_seconds: float | None = None) -> ScanResult:
+async def run_scan(path: Address, *, limit_seconds: float | None = None) -> ScanResult:
     """Scan one checkpoint in a child process at low priority.
 
     Args:
-        path: a file or a folder. The caller has made sure that it may be read: `listing.inside`.
+        path: a file or a folder, or its URL. The caller has made sure that it may be read: `Place.holds`.
         limit_seconds: after that the child is killed; None to wait.
 
     Returns:
@@ -46,28 +49,31 @@ async def run_scan(path: Path, *, limit_seconds: float | None = None) -> ScanRes
         return ScanResult(str(path), error=f"the scan took longer than {limit_seconds:g} s")
 
 
-async def run_scans(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
+async def run_scans(paths: Sequence[Address]) -> AsyncGenerator[ScanResult, None]:
     """Scan checkpoints one after the other, in as few child processes as it takes.
 
     A child that dies is an error for the checkpoint it was at; the next ones get another. Closing the
-    generator kills the child.
+    generator kills the child. What is fetched from a URL is removed, whatever becomes of the child.
     """
-    left = list(paths)
-    while left:
-        async with contextlib.aclosing(_one_child(left)) as results:
-            done = 0
-            async for result in results:
-                yield result
-                done += 1
-        left = left[done:]
+    left = [str(path) for path in paths]
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(remote.scratch()) if any(map(remote.is_url, left)) else None
+        options = [] if scratch is None else [f"--scratch={scratch}"]
+        while left:
+            async with contextlib.aclosing(_one_child(left, options)) as results:
+                done = 0
+                async for result in results:
+                    yield result
+                    done += 1
+            left = left[done:]
 
 
-async def _first(path: Path) -> ScanResult:
+async def _first(path: Address) -> ScanResult:
     async with contextlib.aclosing(run_scans([path])) as results:
         return await anext(results)
 
 
-async def _one_child(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
+async def _one_child(paths: Sequence[str], options: Sequence[str]) -> AsyncGenerator[ScanResult, None]:
     """The results of one child, of which the last is an error if it did not get to its end."""
     try:
         child = await asyncio.create_subprocess_exec(
@@ -76,8 +82,9 @@ async def _one_child(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
             _MODULE,
             "--json",
             f"--parent={os.getpid()}",
+            *options,
             "--",
-            *map(str, paths),
+            *paths,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -85,7 +92,7 @@ async def _one_child(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
             env=_environment(),
         )
     except OSError as error:
-        yield ScanResult(str(paths[0]), error=f"the scan could not be started: {error}")
+        yield ScanResult(paths[0], error=f"the scan could not be started: {error}")
         return
     stdout, stderr = child.stdout, child.stderr
     assert stdout is not None  # noqa: S101 - asked for above
@@ -96,7 +103,7 @@ async def _one_child(paths: Sequence[Path]) -> AsyncGenerator[ScanResult, None]:
             try:
                 result = _parse(await stdout.readline())
             except ValueError as error:
-                yield ScanResult(str(path), error=f"the scan printed something else: {error!s:.200}")
+                yield ScanResult(path, error=f"the scan printed something else: {error!s:.200}")
                 return
             if result is None:
                 code = await child.wait()
@@ -116,13 +123,13 @@ def _parse(line: bytes) -> ScanResult | None:
     return ScanResult.from_json(json.loads(line)) if line.endswith(b"\n") else None
 
 
-def _died(path: Path, code: int, said: str) -> ScanResult:
+def _died(path: str, code: int, said: str) -> ScanResult:
     if code == -signal.SIGBUS:
         # What a file gives that is mapped and no longer that long: somebody saves over it.
         reason = "it was cut short while it was read"
-        return ScanResult(str(path), completeness=Completeness.IN_FLIGHT, reason=reason)
+        return ScanResult(path, completeness=Completeness.IN_FLIGHT, reason=reason)
     ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return ScanResult(str(path), error=f"the scan {ending}: {said}".rstrip(": "))
+    return ScanResult(path, error=f"the scan {ending}: {said}".rstrip(": "))
 
 
 def _environment() -> dict[str, str]:

@@ -16,9 +16,11 @@ import platform
 import resource
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
-from gradwatch.agent.checkpoints.result import ScanResult
+from gradwatch.agent.checkpoints import complete, remote
+from gradwatch.agent.checkpoints.result import Completeness, ScanResult
 
 # Beyond what the interpreter and torch have taken: a pickle that wants more gets a MemoryError.
 _MEMORY = 2 << 30
@@ -35,9 +37,10 @@ def scan_main(arguments: list[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="python -m gradwatch.agent.checkpoints.scan")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--json", action="store_true", help="one line for each, for programs")
     parser.add_argument("--parent", type=int, help="end with this process")
+    parser.add_argument("--scratch", type=Path, help="where what a URL names is fetched to")
     options = parser.parse_args(arguments)
     be_humble(options.parent)
     import torch
@@ -45,7 +48,7 @@ def scan_main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     _limit_memory()
     for path in options.paths:
-        document = _scan(path).to_json()
+        document = _scan(path, options.scratch or Path(tempfile.gettempdir())).to_json()
         sys.stdout.write(json.dumps(document, indent=None if options.json else 2) + "\n")
         sys.stdout.flush()
     return 0
@@ -66,18 +69,34 @@ def be_humble(parent: int | None) -> None:
         sys.exit(1)
 
 
-def _scan(path: Path) -> ScanResult:
+def _scan(path: str, scratch: Path) -> ScanResult:
+    try:
+        if remote.is_url(path):
+            result = _fetched(path, scratch)
+        else:
+            from gradwatch.agent.checkpoints.look import look
+
+            result = look(Path(os.path.abspath(path)))  # noqa: PTH100 - resolve() would follow a symlink
+        return dataclasses.replace(result, path=path)
+    except OSError as error:
+        return ScanResult(path, error=f"cannot read it: {error.strerror or error}")
+    except MemoryError:
+        return ScanResult(path, error="it wants more memory than a scan may take")
+    except Exception as error:
+        return ScanResult(path, error=f"the scan failed: {type(error).__name__}: {error!s:.300}")
+
+
+def _fetched(url: str, scratch: Path) -> ScanResult:
+    """Look at what a URL names, if it held still while it was fetched."""
     from gradwatch.agent.checkpoints.look import look
 
-    try:
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a symlink
-        return dataclasses.replace(look(absolute), path=str(path))
-    except OSError as error:
-        return ScanResult(str(path), error=f"cannot read it: {error.strerror or error}")
-    except MemoryError:
-        return ScanResult(str(path), error="it wants more memory than a scan may take")
-    except Exception as error:
-        return ScanResult(str(path), error=f"the scan failed: {type(error).__name__}: {error!s:.300}")
+    before = remote.take(url).files
+    with remote.fetched(url, before, scratch) as local:
+        result = look(local)
+    change = complete.changed(before, remote.take(url).files)
+    if change is None:
+        return result
+    return ScanResult(url, layout=result.layout, completeness=Completeness.IN_FLIGHT, reason=change)
 
 
 def _limit_memory() -> None:

@@ -6,13 +6,13 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gradwatch.agent.checkpoints import find, listing
+from gradwatch.agent.checkpoints import find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from gradwatch.agent.checkpoints.listing import File
+    from gradwatch.agent.checkpoints.place import Place
     from gradwatch.agent.checkpoints.result import Layout
 
 
@@ -49,14 +49,14 @@ class Survey:
         return path not in self.seen and self.unread.isdisjoint([path, *parents])
 
 
-def survey(root: Path, layout: Layout) -> Survey:
-    """Look at the names, sizes and times under a root. Opens no file.
+def survey(place: Place, layout: Layout) -> Survey:
+    """Look at the names, sizes and times at a place. Opens no file.
 
     Raises:
-        OSError: the root cannot be read.
+        OSError: it cannot be read.
     """
     seen = {}
-    taken = listing.take(root)
+    taken = place.take()
     for candidate in find.find(taken, layout):
         try:
             candidate.path.encode()
@@ -70,5 +70,5 @@ def survey(root: Path, layout: Layout) -> Survey:
 
 def fingerprint(files: Mapping[str, File]) -> str:
     """Tell files apart from the same ones later, after a restart and on another node too."""
-    lines = (f"{file.size} {file.mtime_ns} {name}" for name, file in sorted(files.items()))
+    lines = (f"{file.size} {file.mtime_ns}{file.version} {name}" for name, file in sorted(files.items()))
     return hashlib.sha256("\0".join(lines).encode(errors="surrogateescape")).hexdigest()

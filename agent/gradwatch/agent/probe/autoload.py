@@ -15,8 +15,10 @@ def autoload() -> None:
         return
     try:
         from gradwatch.agent.probe.activate import activate
+        from gradwatch.agent.probe.ray_train import announce
 
         activate()
+        announce()
     except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.node import node_name
 from gradwatch.agent.probe.version import probe_version
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Identity:
             "generation": settings.generation,
             "rank": self.rank,
             "world_size": self.world_size,
-            "node": platform.node() or "unknown",
+            "node": node_name(),
             "pid": os.getpid(),
             "device": str(device),
             "torch_version": torch.__version__,
@@ -99,7 +99,7 @@ def unwatched_message(settings: Settings, reason: str) -> dict[str, Any]:
     message: dict[str, Any] = {
         "job": settings.job,
         "generation": settings.generation,
-        "node": platform.node() or "unknown",
+        "node": node_name(),
         "pid": os.getpid(),
         "reason": reason,
     }

@@ -99,6 +99,16 @@ class Recorder:
             return None
         return float(self._magnitudes[(self._count - 1) % self._capacity, self._keys.index(key)])
 
+    def largest(self) -> float | None:
+        """Of all gradients of the newest round, as if there had been no GradScaler; None when not finite."""
+        if not self.rounds:
+            return None
+        row = self._magnitudes[(self._count - 1) % self._capacity]
+        largest = row.amax().item() if row.numel() else 0.0
+        if not math.isfinite(largest):
+            return None
+        return _short(largest / (self.rounds[-1].loss_scale or 1.0))
+
     @property
     def newest(self) -> RoundFacts | None:
         """The last round that was added."""

@@ -13,6 +13,7 @@ A spool is the folder of one run on one node, named to its processes by GRADWATC
       sidecar.lock                           locked by the sidecar that ships this spool
       status.json                            the job as the collector sees it, for the launcher
       order.json                             the collector's newest order for the launcher
+      commanded                              a framework's controller takes the orders in the launcher's place
       capsules/                              micro-batches that another rank may replay
 
 Standard library only: the probe imports this.
@@ -36,6 +37,7 @@ AUTOLOADED = "autoloaded"
 SIDECAR_LOCK = "sidecar.lock"
 STATUS = "status.json"
 ORDER = "order.json"
+COMMANDED = "commanded"
 CAPSULES = "capsules"
 CAPSULE_SUFFIX = ".capsule"
 

@@ -98,6 +98,7 @@ class Watcher:
         self.tally = Tally()
         self._saves = Saves()
         self.probe_seconds = 0.0
+        self._magnitude: float | None = None
         self._first_round_at: float | None = None
 
     # ------------------------------------------------------------------ models
@@ -299,6 +300,7 @@ class Watcher:
                 moment.batch,
             )
             model.recorder.add(facts, moment.magnitudes)
+            self._magnitude = model.recorder.largest()
             warning = model.recorder.exploding()
             if warning is not None:
                 self.append("exploding", warning)
@@ -466,6 +468,8 @@ class Watcher:
             "journal_records": journal.records,
             **self.tally.progress(self._held, journal.dropped),
         }
+        if self._magnitude is not None:
+            message["magnitude"] = self._magnitude
         journal.progress(message)
 
     @property

@@ -56,7 +56,7 @@ class Access:
         ca = None if self.ca is None else _read(self.ca, "--tls-ca")
         if ca is not None:
             try:
-                ssl.create_default_context(cadata=ca.decode("ascii"))
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=ca.decode("ascii"))
             except (ssl.SSLError, ValueError) as error:
                 raise AccessError(f"--tls-ca: {self.ca} holds no certificate in PEM form") from error
         cert, key = self._pair()

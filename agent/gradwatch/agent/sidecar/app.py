@@ -9,23 +9,25 @@ import importlib.metadata
 import json
 import logging
 import os
-import platform
 import secrets
 import signal
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.checkpoints.result import Layout
 from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.node import node_name
 from gradwatch.agent.sidecar import cleanup, cursor, tail
 from gradwatch.agent.sidecar.access import NOT_VERIFIED, Access, AccessError, Credentials
 from gradwatch.agent.sidecar.checkpoints import About, Checkpoints
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
-from gradwatch.agent.sidecar.sidecar import Sidecar
+from gradwatch.agent.sidecar.sidecar import Drained, Sidecar
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from gradwatch.agent.checkpoints.place import Place
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class SidecarConfig:
     """What a sidecar is told.
 
     Attributes:
-        spool: the folder to ship.
+        spool: the folder to ship; for `attend`, the folder of all.
         state_dir: where the collector of this node leaves its address, and earlier runs
             their spools; None where there is no such folder.
         collector: HOST:PORT; None to look into `state_dir`.
@@ -50,7 +52,7 @@ class SidecarConfig:
         parent: end when this process is no longer our parent.
         drain: ship what is there, then end.
         access: what to show to the collector, and whom to trust.
-        checkpoints_root: absolute; None to look after no checkpoints.
+        checkpoints: where they lie; None to look after none.
         checkpoints_layout: how they lie there.
     """
 
@@ -62,7 +64,7 @@ class SidecarConfig:
     parent: int | None = None
     drain: bool = False
     access: Access = dataclasses.field(default_factory=Access)
-    checkpoints_root: Path | None = None
+    checkpoints: Place | None = None
     checkpoints_layout: Layout = Layout.AUTO
 
 
@@ -80,10 +82,55 @@ async def serve(config: SidecarConfig) -> bool:
         SpoolTakenError: another live sidecar ships this spool.
         OSError: the spool cannot be used.
     """
+    ending, orphaned = told_to_end(), asyncio.Event()
+    if config.drain:
+        ending.set()
+    watching = asyncio.create_task(_watch_parent(config.parent, orphaned, ending))
+    try:
+        return await ship(config, ending, orphaned)
+    finally:
+        watching.cancel()
+
+
+def told_to_end() -> asyncio.Event:
+    """What SIGTERM and SIGINT set from now on."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
+
+
+async def ship(config: SidecarConfig, ending: asyncio.Event, orphaned: asyncio.Event | None = None) -> bool:
+    """Ship one spool until `ending` is set, and then the rest, for no longer than there is time.
+
+    Args:
+        config: what the sidecar is told.
+        ending: set by whoever wants it to end.
+        orphaned: set when nobody waits for it.
+
+    Returns:
+        Whether everything was shipped.
+
+    Raises:
+        SpoolTakenError: another live sidecar ships this spool.
+        OSError: the spool cannot be used.
+    """
     lock = spool.try_lock(config.spool / spool.SIDECAR_LOCK)
     if lock is None:
         raise SpoolTakenError(f"another sidecar ships {config.spool}")
-    loop = asyncio.get_running_loop()
+    try:
+        # The word of a sidecar before us is no longer true.
+        (config.spool / cleanup.DRAINED).unlink(missing_ok=True)
+        drained = await _ship(config, ending, orphaned)
+        with contextlib.suppress(OSError):
+            document = json.dumps(dataclasses.asdict(drained)).encode()
+            cursor.replace_file(config.spool / cleanup.DRAINED, document)
+        return drained.complete
+    finally:
+        os.close(lock)
+
+
+async def _ship(config: SidecarConfig, ending: asyncio.Event, orphaned: asyncio.Event | None) -> Drained:
     identity = secrets.token_hex(16)
 
     def take(directive: pb.Directive) -> None:
@@ -96,20 +143,16 @@ async def serve(config: SidecarConfig) -> bool:
     )
     sidecar = Sidecar(config.spool, _neighbours(config), client)
     checkpoints = _checkpoints(config, sidecar)
-    ending, orphaned = asyncio.Event(), asyncio.Event()
-    if config.drain:
-        ending.set()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
-    watching = asyncio.create_task(_watch_parent(config.parent, orphaned, ending))
     looking_after = asyncio.create_task(_look_after(checkpoints, ending, sidecar.drain))
     shipping = asyncio.create_task(sidecar.ship())
     told = asyncio.create_task(sidecar.draining.wait())
     await asyncio.wait({shipping, told}, return_when=asyncio.FIRST_COMPLETED)
-    limit = min(config.drain_seconds, ORPHAN_DRAIN_SECONDS) if orphaned.is_set() else config.drain_seconds
+    limit = config.drain_seconds
+    if orphaned is not None and orphaned.is_set():
+        limit = min(limit, ORPHAN_DRAIN_SECONDS)
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(shipping, limit)
-    for task in (watching, told, looking_after):
+    for task in (told, looking_after):
         task.cancel()
     await client.close()
     drained = sidecar.drained()
@@ -121,10 +164,7 @@ async def serve(config: SidecarConfig) -> bool:
             drained.unread_bytes,
             drained.spool,
         )
-    with contextlib.suppress(OSError):
-        document = json.dumps(dataclasses.asdict(drained)).encode()
-        cursor.replace_file(config.spool / cleanup.DRAINED, document)
-    return drained.complete
+    return drained
 
 
 async def _look_after(
@@ -142,20 +182,20 @@ async def _look_after(
 
 
 def _checkpoints(config: SidecarConfig, sidecar: Sidecar) -> Checkpoints | None:
-    if config.checkpoints_root is None:
+    if config.checkpoints is None:
         return None
     return Checkpoints(
-        config.checkpoints_root,
+        config.checkpoints,
         config.checkpoints_layout,
         folder=config.spool,
         state_dir=config.state_dir,
-        about=lambda: _about(config),
+        about=lambda: about(config),
         open_journals=sidecar.open_journals,
         wrote=sidecar.look,
     )
 
 
-def _about(config: SidecarConfig) -> About | None:
+def about(config: SidecarConfig) -> About | None:
     """Whose checkpoints these are, by the first launch of our spool; None while there is none."""
     try:
         launch = next(iter(tail.list_launches(config.spool)), None)
@@ -164,13 +204,9 @@ def _about(config: SidecarConfig) -> About | None:
         first = spool.Segment(spool.launch_journal_name(launch), launch, 0).filename
         with (config.spool / first).open("rb") as file:
             started = json.loads(file.readline())["launch_started"]
-        return About(str(started["job"]), int(started.get("generation", 0)), _node(), launch)
+        return About(str(started["job"]), int(started.get("generation", 0)), node_name(), launch)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _node() -> str:
-    return platform.node() or "unknown"
 
 
 def _hello(config: SidecarConfig, identity: str) -> pb.Sidecar:
@@ -179,7 +215,7 @@ def _hello(config: SidecarConfig, identity: str) -> pb.Sidecar:
         launches = tail.list_launches(config.spool)
     return pb.Sidecar(
         id=identity,
-        node=_node(),
+        node=node_name(),
         version=importlib.metadata.version("gradwatch"),
         jobs=[config.job] if config.job else [],
         launches=launches,

@@ -114,10 +114,10 @@ class Memory:
         there: paths that were told of and not seen to go.
     """
 
-    def __init__(self, state_dir: Path | None, root: Path) -> None:
+    def __init__(self, state_dir: Path | None, root: str) -> None:
         self.known: dict[str, Known] = {}
         self.there: set[str] = set()
-        self._root = str(root)
+        self._root = root
         name = hashlib.sha256(self._root.encode(errors="surrogateescape")).hexdigest()[:32]
         self._file = None if state_dir is None else state_dir / "checkpoints" / f"{name}.json"
         self._version = importlib.metadata.version("gradwatch")

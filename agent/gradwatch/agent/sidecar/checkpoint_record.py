@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.checkpoints.result import Completeness, Section
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from gradwatch.agent.checkpoints.place import Place
     from gradwatch.agent.checkpoints.result import Bad, ScanResult
     from gradwatch.agent.checkpoints.survey import Seen
 
@@ -23,23 +22,18 @@ _COMPLETENESS = {
 _VALUE = {"nan": "NaN", "+inf": "+Inf", "-inf": "-Inf"}
 
 
-def absolute(root: Path, path: str) -> str:
-    """A path relative to the root, as it is told: below the root as it was declared."""
-    return str(root / path)
-
-
-def scanned(root: Path, seen: Seen, result: ScanResult) -> dict[str, Any]:
+def scanned(place: Place, seen: Seen, result: ScanResult) -> dict[str, Any]:
     """The `CheckpointScanned` message in its JSON mapping.
 
     Args:
-        root: the declared one.
+        place: where it lies.
         seen: what was scanned, as it was before.
         result: of the scan.
     """
     buffers = [bad.name for bad in result.nonfinite if bad.section is Section.BUFFERS]
     steps = {(step.source.value, step.step): None for step in result.steps}
     message: dict[str, Any] = {
-        "path": absolute(root, seen.path),
+        "path": place.address(seen.path),
         "layout": result.layout or "",
         "reason": result.reason[:_TEXT],
         "bad_buffers": [name[:_TEXT] for name in buffers[:_LISTED]],
@@ -57,10 +51,10 @@ def scanned(root: Path, seen: Seen, result: ScanResult) -> dict[str, Any]:
     return {key: _text(value) for key, value in message.items()}
 
 
-def rewritten(root: Path, seen: Seen) -> dict[str, Any]:
+def rewritten(place: Place, seen: Seen) -> dict[str, Any]:
     """The message about a checkpoint that was scanned, and is written again now."""
     return {
-        "path": absolute(root, seen.path),
+        "path": place.address(seen.path),
         "completeness": _COMPLETENESS[Completeness.IN_FLIGHT],
         "reason": "it is written again",
         "modified_at": seen.modified_at,

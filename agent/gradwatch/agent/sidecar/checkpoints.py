@@ -11,11 +11,10 @@ import contextlib
 import dataclasses
 import datetime as dt
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.checkpoints import listing
+from gradwatch.agent.checkpoints.place import Folder
 from gradwatch.agent.checkpoints.run import run_scans
 from gradwatch.agent.checkpoints.survey import Seen, Survey, survey
 from gradwatch.agent.probe import spool
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from gradwatch.agent.checkpoints.place import Place
     from gradwatch.agent.checkpoints.result import Layout, ScanResult
 
 _log = logging.getLogger(__name__)
 
-POLL_SECONDS = 2.0
 # Looking takes at most this share of the time, however many files there are.
 _SHARE = 0.05
 # After so long it is looked which checkpoints are the newest by now.
@@ -60,7 +59,7 @@ class Checkpoints:
     """Watches, scans and sets aside what lies below a root.
 
     Args:
-        root: as it was declared, absolute.
+        place: where they lie, as it was declared.
         layout: what to look for.
         folder: the spool that its journal lies in.
         state_dir: where results are remembered; None to forget them.
@@ -71,7 +70,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        root: Path,
+        place: Place,
         layout: Layout,
         *,
         folder: Path,
@@ -80,10 +79,10 @@ class Checkpoints:
         open_journals: set[str],
         wrote: Callable[[], None],
     ) -> None:
-        self._root = root
+        self._place = place
         self._layout = layout
         self._folder = folder
-        self._memory = Memory(state_dir, root)
+        self._memory = Memory(state_dir, str(place))
         self._about = about
         self._open_journals = open_journals
         self._wrote = wrote
@@ -177,13 +176,13 @@ class Checkpoints:
         found = await self._look()
         took = time.monotonic() - began
         if found is None:
-            return POLL_SECONDS
+            return self._place.poll_seconds
         due = due_while_watching(found.seen.values(), self._before, self._memory.known, time.time())
         self._before = {path: seen.fingerprint for path, seen in found.seen.items()}
         if due:
             await self._scan(task, due, time.monotonic() + _BATCH_SECONDS)
         self._tell_root("")
-        return max(POLL_SECONDS, took / _SHARE)
+        return max(self._place.poll_seconds, took / _SHARE)
 
     async def _scan_all(self, task: pb.Task) -> str:
         found = await self._look()
@@ -198,13 +197,16 @@ class Checkpoints:
     async def _set_aside(self, task: pb.Task) -> tuple[str, list[str]]:
         at = dt.datetime.now(dt.timezone.utc).isoformat(timespec="milliseconds")
         paths = list(task.paths)
-        done = await in_thread(lambda: set_aside(self._root, task.id, paths, task.reason, at))
+        place = self._place
+        if not isinstance(place, Folder):
+            return f"checkpoints of {place} are marked, and never moved", []
+        done = await in_thread(lambda: set_aside(place.root, task.id, paths, task.reason, at))
         moved = set(done.moved)
         for path in [path for path in self._memory.there if path in moved]:
             self._forget(path)
         if moved:
             await self._save()
-        return done.error, [checkpoint_record.absolute(self._root, path) for path in done.moved]
+        return done.error, [place.address(path) for path in done.moved]
 
     async def _answer_with(self, task: pb.Task, error: str, paths: Sequence[str]) -> None:
         kind = pb.TaskKind.Name(task.kind)
@@ -233,17 +235,17 @@ class Checkpoints:
     async def _check_root(self) -> float | None:
         """Say whether the root can be read; gives when to look again, None for never."""
         try:
-            await in_thread(lambda: os.scandir(self._root).close())
+            await in_thread(self._place.check)
         except OSError as error:
             self._tell_root(self._unreadable(error))
-            return POLL_SECONDS
+            return self._place.poll_seconds
         self._tell_root("")
         return None
 
     async def _look(self) -> Survey | None:
         """See what is there, and tell what is known of it; None when the root cannot be read."""
         try:
-            found = await in_thread(lambda: survey(self._root, self._layout))
+            found = await in_thread(lambda: survey(self._place, self._layout))
         except OSError as error:
             self._tell_root(self._unreadable(error))
             return None
@@ -256,11 +258,11 @@ class Checkpoints:
                 path in self._memory.there
                 and self._told.get(path) != _REWRITTEN
                 # What was said of it is no more. At once: a checkpoint that is half overwritten is none.
-                and self._tell("checkpoint_scanned", checkpoint_record.rewritten(self._root, seen))
+                and self._tell("checkpoint_scanned", checkpoint_record.rewritten(self._place, seen))
             ):
                 self._told[path] = _REWRITTEN
         for path in [path for path in self._memory.there if found.lacks(path)]:
-            if self._tell("checkpoint_gone", {"path": checkpoint_record.absolute(self._root, path)}):
+            if self._tell("checkpoint_gone", {"path": self._place.address(path)}):
                 self._forget(path)
                 changed = True
         if changed:
@@ -281,10 +283,10 @@ class Checkpoints:
             job.result()
 
     async def _scan_each(self, task: pb.Task, due: list[Seen], until: float | None) -> None:
-        # A folder that has become a link since it was listed could lead anywhere.
-        safe = [seen for seen in due if listing.inside(self._root, seen.path) == seen.path]
+        safe = [seen for seen in due if self._place.holds(seen.path)]
+        addresses = [self._place.address(seen.path) for seen in safe]
         try:
-            async with contextlib.aclosing(run_scans([self._root / seen.path for seen in safe])) as results:
+            async with contextlib.aclosing(run_scans(addresses)) as results:
                 for seen in safe:
                     self._learn(seen, await anext(results))
                     if task is not self._task or (until is not None and time.monotonic() > until):
@@ -293,7 +295,7 @@ class Checkpoints:
             await self._save()
 
     def _learn(self, seen: Seen, result: ScanResult) -> None:
-        body = checkpoint_record.scanned(self._root, seen, result)
+        body = checkpoint_record.scanned(self._place, seen, result)
         before = self._memory.known.get(seen.path)
         known = learned(seen, result.completeness, body, before, time.time())
         self._memory.put(seen.path, known)
@@ -313,7 +315,7 @@ class Checkpoints:
     def _tell_root(self, error: str) -> None:
         if self._root_error == error or self._whose is None:
             return
-        body = dataclasses.asdict(self._whose) | {"root": str(self._root), "error": error}
+        body = dataclasses.asdict(self._whose) | {"root": str(self._place), "error": error}
         if self._tell("checkpoint_root", body):
             self._root_error = error
             if error:
@@ -334,7 +336,7 @@ class Checkpoints:
         self._told.pop(path, None)
 
     def _unreadable(self, error: OSError) -> str:
-        return f"cannot read the checkpoints' root {self._root}: {error.strerror or error}"
+        return f"cannot read the checkpoints' root {self._place}: {error.strerror or error}"
 
     async def _save(self) -> None:
         try:

@@ -15,7 +15,16 @@ DRAINED = "drained.json"
 # Held by the launcher until it has read what the sidecar left for it.
 LAUNCHER_LOCK = "launcher.lock"
 LOGS = ("sidecar.log", "collector.log")
-_NAMED = (spool.AUTOLOADED, spool.STATUS, spool.ORDER, cursor.FILENAME, DRAINED, LAUNCHER_LOCK, *LOGS)
+_NAMED = (
+    spool.AUTOLOADED,
+    spool.STATUS,
+    spool.ORDER,
+    spool.COMMANDED,
+    cursor.FILENAME,
+    DRAINED,
+    LAUNCHER_LOCK,
+    *LOGS,
+)
 
 
 def remove_spool(folder: Path) -> None:

@@ -38,6 +38,10 @@ class CollectorUnavailableError(Exception):
     """The collector cannot be reached, or the stream to it broke."""
 
 
+class ForbiddenError(CollectorUnavailableError):
+    """The collector knows us, and does not take this from us."""
+
+
 class Client:
     """A stream that mends itself.
 
@@ -67,6 +71,7 @@ class Client:
         self._acks: dict[int, asyncio.Future[None]] = {}
         self._last_id = 0
         self._said = ""
+        self._greeted: pb.Sidecar | None = None
 
     @property
     def connected(self) -> bool:
@@ -77,13 +82,17 @@ class Client:
         """Open the stream; tries until it is open."""
         await self._persist(None)
 
-    async def deliver(self, report: pb.Report) -> None:
+    async def deliver(self, report: pb.Report, *, unless_forbidden: bool = False) -> None:
         """Send a report until the collector has acknowledged it; never gives up.
 
         Args:
             report: its `id` and `sidecar` are set here.
+            unless_forbidden: do give up when the collector does not take it from us.
+
+        Raises:
+            ForbiddenError: then only.
         """
-        await self._persist(report)
+        await self._persist(report, unless_forbidden=unless_forbidden)
 
     async def ask(self) -> None:
         """Have the collector push how our jobs are now; when this returns, that has arrived."""
@@ -99,19 +108,27 @@ class Client:
         if self._channel is not None:
             await self._channel.close()
         self._reader = self._call = self._channel = None
-        self._fail_acks("closed")
+        self._fail_acks(CollectorUnavailableError("closed"))
 
-    async def _persist(self, report: pb.Report | None) -> None:
+    async def _persist(self, report: pb.Report | None, *, unless_forbidden: bool = False) -> None:
         async for attempt in tenacity.AsyncRetrying(
             wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
             retry=tenacity.retry_if_exception_type(CollectorUnavailableError),
             before_sleep=self._say,
         ):
+            forbidden: ForbiddenError | None = None
             with attempt:
                 if not self.connected:
                     await self._open()
                 if report is not None:
-                    await self._exchange(report)
+                    try:
+                        await self._exchange(self._greeted_anew(report))
+                    except ForbiddenError as error:
+                        if not unless_forbidden:
+                            raise
+                        forbidden = error
+            if forbidden is not None:
+                raise forbidden
         if self._said:
             _log.info("the collector answers again")
             self._said = ""
@@ -124,11 +141,21 @@ class Client:
         self._call = rpc.IngestStub(self._channel).Stream(metadata=_metadata(credentials))
         self._reader = asyncio.create_task(self._read(self._call))
         self._last_id = 0
-        await self._exchange(self._greeting())
+        greeting = self._greeting()
+        await self._exchange(greeting)
+        self._greeted = greeting.sidecar
         _log.info("connected to the collector at %s", address)
 
     def _greeting(self) -> pb.Report:
         return pb.Report(sidecar=self._hello())
+
+    def _greeted_anew(self, report: pb.Report) -> pb.Report:
+        """The report; with it who we are, if that has changed: a launch may have begun since."""
+        hello = self._hello()
+        if hello != self._greeted:
+            report.sidecar.CopyFrom(hello)
+            self._greeted = hello
+        return report
 
     async def _exchange(self, report: pb.Report) -> None:
         if self._call is None:
@@ -142,7 +169,7 @@ class Client:
             raise CollectorUnavailableError(f"no acknowledgement within {ACK_SECONDS:.0f} s") from None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             await self.close()
-            raise CollectorUnavailableError(_describe(error)) from error
+            raise _translated(error) from error
 
     async def _write(
         self, call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive], report: pb.Report
@@ -158,14 +185,14 @@ class Client:
             del self._acks[report.id]
 
     async def _read(self, call: grpc.aio.StreamStreamCall[pb.Report, pb.Directive]) -> None:
-        reason = "the collector ended the stream"
+        reason = CollectorUnavailableError("the collector ended the stream")
         try:
             while isinstance(directive := await call.read(), pb.Directive):
                 if directive.HasField("acked"):
                     self._resolve(directive.acked)
                 self._on_directive(directive)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            reason = _describe(error)
+            reason = _translated(error)
         finally:
             self._fail_acks(reason)
 
@@ -174,10 +201,10 @@ class Client:
         if acked is not None and not acked.done():
             acked.set_result(None)
 
-    def _fail_acks(self, reason: str) -> None:
+    def _fail_acks(self, reason: CollectorUnavailableError) -> None:
         for acked in self._acks.values():
             if not acked.done():
-                acked.set_exception(CollectorUnavailableError(reason))
+                acked.set_exception(reason)
 
     def _say(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome is not None else None
@@ -203,9 +230,15 @@ def _metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
     return () if credentials.token is None else (("authorization", f"Bearer {credentials.token}"),)
 
 
+def _translated(error: Exception) -> CollectorUnavailableError:
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        return ForbiddenError(_describe(error))
+    return CollectorUnavailableError(_describe(error))
+
+
 def _describe(error: Exception) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        if error.code() in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
             return f"{REFUSED}: {error.details()}"
         if error.code() is grpc.StatusCode.UNAVAILABLE and "andshake" in str(error.details()):
             return f"{NOT_VERIFIED}: {error.details()}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor, harvest, tail, wire
+from gradwatch.agent.sidecar.client import ForbiddenError
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Sidecar:
         self._neighbours = neighbours
         self._client = client
         self._adopted: dict[Path, tuple[harvest.Harvest, int]] = {}
+        self._forbidden: set[Path] = set()
         self._looked = -ADOPT_SECONDS
         self._answered_at = time.monotonic()
         self._order: pb.Order | None = None
@@ -152,27 +154,45 @@ class Sidecar:
         if now - self._looked >= ADOPT_SECONDS and not only_own:
             self._looked = now
             self._adopt()
-        work = [(self._own, self._collect(self._own, REPORT_BYTES))]
-        room = REPORT_BYTES - sum(part.size for part in work[0][1])
+        parts = self._collect(self._own, REPORT_BYTES)
+        await self._deliver(self._own, parts)
+        behind = self._own.behind
+        room = REPORT_BYTES - sum(part.size for part in parts)
         for folder, (adopted, _) in [] if only_own else list(self._adopted.items()):
             try:
                 parts = adopted.collect(now, room) if room > 0 else []
+                # By itself: what an earlier run left may be of a job that we may not report for, which must
+                # not keep our own from being taken.
+                await self._deliver(adopted, parts, unless_forbidden=True)
             except FileNotFoundError:
                 self._release(folder)
                 continue
+            except ForbiddenError as error:
+                _log.warning("leaving alone what an earlier run left in %s: %s", folder, error)
+                self._forbidden.add(folder)
+                self._release(folder)
+                continue
             room -= sum(part.size for part in parts)
-            work.append((adopted, parts))
-        report = pb.Report()
-        for _, parts in work:
-            report.batches.extend(part.batch for part in parts if part.batch is not None)
-            report.progress.extend(part.progress for part in parts if part.progress is not None)
-        if report.batches or report.progress:
-            await self._client.deliver(report)
-        for source, parts in work:
-            if parts:
-                source.commit(parts, time.monotonic())
+            behind = behind or adopted.behind
         self._finish_adopted()
-        return any(source.behind for source, _ in work)
+        return behind
+
+    async def _deliver(
+        self, source: harvest.Harvest, parts: list[harvest.Part], *, unless_forbidden: bool = False
+    ) -> None:
+        """Send these parts as one report, and note that they are acknowledged.
+
+        Raises:
+            ForbiddenError: as `Client.deliver`.
+        """
+        report = pb.Report(
+            batches=[part.batch for part in parts if part.batch is not None],
+            progress=[part.progress for part in parts if part.progress is not None],
+        )
+        if report.batches or report.progress:
+            await self._client.deliver(report, unless_forbidden=unless_forbidden)
+        if parts:
+            source.commit(parts, time.monotonic())
 
     def _collect(self, source: harvest.Harvest, room: int) -> list[harvest.Part]:
         try:
@@ -185,10 +205,10 @@ class Sidecar:
         if self._neighbours is None:
             return
         for folder in sorted(self._neighbours.iterdir()):
-            if folder == self._own.folder or folder in self._adopted:
+            if folder == self._own.folder or folder in self._adopted or folder in self._forbidden:
                 continue
             with contextlib.suppress(OSError):
-                if not _is_abandoned(folder):
+                if not is_abandoned(folder):
                     continue
                 lock = spool.try_lock(folder / spool.SIDECAR_LOCK)
                 if lock is not None:
@@ -207,7 +227,7 @@ class Sidecar:
         os.close(lock)
 
 
-def _is_abandoned(folder: Path) -> bool:
+def is_abandoned(folder: Path) -> bool:
     """Whether a run wrote journals here and none of its processes lives."""
     names = tail.list_journals(folder)
     locks = [cleanup.LAUNCHER_LOCK, *(spool.progress_filename(name) for name in names)]

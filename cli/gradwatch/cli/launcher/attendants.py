@@ -15,6 +15,7 @@ from gradwatch.cli.launcher.sidecar_log import SidecarLog
 from gradwatch.cli.launcher.supervise import Supervised
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from gradwatch.cli.launcher.config import RunConfig
@@ -155,12 +156,20 @@ class Attendants:
                 arguments += ["--tls-cert", access.cert, "--tls-key", access.key]
         if access.token_file is not None:
             arguments += ["--token-file", access.token_file]
-        return self._start(_COLLECTOR_LOG, arguments)
+        if self._config.identities is not None:
+            arguments += ["--identities", self._config.identities]
+        told = {}
+        if self._config.webhook is not None:
+            # The address may hold a secret, and others see arguments.
+            told["GRADWATCH_WEBHOOK"] = self._config.webhook
+            told["GRADWATCH_WEBHOOK_SECRET_FILE"] = str(self._config.webhook_secret_file)
+        return self._start(_COLLECTOR_LOG, arguments, told)
 
-    def _start(self, log: str, arguments: list[object]) -> int:
+    def _start(self, log: str, arguments: list[object], told: Mapping[str, str] | None = None) -> int:
         command = [sys.executable, "-m", "gradwatch.cli", *map(str, arguments)]
         folder = self._spool.folder
-        return self._processes.start_child(command, for_child(os.environ), folder, folder / log)
+        environment = {**for_child(os.environ), **(told or {})}
+        return self._processes.start_child(command, environment, folder, folder / log)
 
 
 def _last_line(log: Path) -> str:

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 
 from gradwatch.cli.launcher import job_view, preflight, watch
 from gradwatch.cli.launcher.attendants import Attendants
+from gradwatch.cli.launcher.beside import Beside
 from gradwatch.cli.launcher.signals import ENDING
 
 if TYPE_CHECKING:
+    from gradwatch.agent.launch.orders import Order
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.console import Console
-    from gradwatch.cli.launcher.orders import Order
     from gradwatch.cli.launcher.processes import Processes
     from gradwatch.cli.launcher.signals import Signals
     from gradwatch.cli.launcher.spools import RunSpool
@@ -50,7 +51,9 @@ class Attention:
         self._processes = processes
         self._signals = signals
         self._console = console
-        self._attendants = Attendants(config, spool, processes)
+        self._attendants: Attendants | Beside = (
+            Attendants(config, spool, processes) if config.sidecar else Beside(config, spool)
+        )
         self._document: bytes | None = None
         self._heard: tuple[int, ...] = ()
         self._said = watch.Said()
@@ -74,7 +77,7 @@ class Attention:
 
     def order(self) -> Order | None:
         """The newest order for this launcher."""
-        return self._spool.order()
+        return self._spool.journal.order()
 
     def end(self) -> None:
         """Ship the rest, and end sidecar and collector; the spool goes when all of it is shipped."""
@@ -106,11 +109,9 @@ class Attention:
             self._processes.reap()
 
     def _listen(self) -> None:
-        heard = self._spool.word_times()
+        heard = self._spool.journal.word_times()
         # The collector on this state folder lives as long as its process does.
-        if heard != self._heard or (
-            self._config.collector is None and self._attendants.collector is not None
-        ):
+        if heard != self._heard or (self._config.own_collector and self._attendants.collector is not None):
             self._heard = heard
             self.heard_at = time.monotonic()
 
@@ -132,6 +133,10 @@ class Attention:
 
     def _say_where(self) -> None:
         config = self._config
+        if not config.sidecar:
+            self._said_where = True
+            self._console.note(f"job {config.job} is reported by the sidecar that runs on {config.state_dir}")
+            return
         if config.collector is not None:
             self._said_where = True
             self._console.note(f"job {config.job} reports to the collector at {config.collector}")

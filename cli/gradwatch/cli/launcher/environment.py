@@ -9,7 +9,8 @@ import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from gradwatch.cli.launcher import resume
+from gradwatch.agent.launch import resume
+from gradwatch.agent.probe.node import VARIABLE as NODE
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 _OURS = (
     "GRADWATCH_DRAIN_TIMEOUT",
     "GRADWATCH_HTTP",
+    "GRADWATCH_HTTP_TLS_CA",
+    "GRADWATCH_IDENTITIES",
+    "GRADWATCH_NO_SIDECAR",
     "GRADWATCH_ON_ROLLBACK",
     "GRADWATCH_POLICY",
     "GRADWATCH_QUIET",
@@ -31,10 +35,14 @@ _OURS = (
     "GRADWATCH_TLS_CERT",
     "GRADWATCH_TLS_KEY",
     "GRADWATCH_TOKEN_FILE",
+    "GRADWATCH_WEBHOOK",
+    "GRADWATCH_WEBHOOK_SECRET_FILE",
 )
 _AUTOPSY = "GRADWATCH_AUTOPSY"
 _GUARD = "GRADWATCH_GUARD"
 _ROOT = "GRADWATCH_CHECKPOINTS_ROOT"
+# A framework's controller that the command starts takes the orders by the same policy.
+_POLICY_HASH = "GRADWATCH_POLICY_HASH"
 _JOB_CHARACTERS = 128
 
 
@@ -68,8 +76,10 @@ def for_command(
     if nested or "GRADWATCH_GENERATION" not in env:
         env["GRADWATCH_GENERATION"] = "0"
     if nested or policy is not None:
-        for name in (_GUARD, _ROOT, *resume.VARIABLES):
+        for name in (_GUARD, _ROOT, _POLICY_HASH, *resume.VARIABLES):
             env.pop(name, None)
+    if policy is not None:
+        env[_POLICY_HASH] = policy.hash
     if policy is not None and policy.guard is not None:
         env[_GUARD] = json.dumps(policy.guard)
     if policy is not None and policy.checkpoints is not None:
@@ -95,12 +105,13 @@ def is_nested(environ: Mapping[str, str]) -> bool:
 
 
 def for_child(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of our own sidecar and collector: everything is in their arguments.
+    """The environment of our own sidecar and collector: all but the node's name is in their arguments.
 
     They run in another working directory, so that no module of the user's can be taken
     for one of theirs; relative folders in PYTHONPATH are made absolute for that.
     """
-    env = {name: value for name, value in environ.items() if not name.startswith("GRADWATCH_")}
+    kept = {name for name in environ if not name.startswith("GRADWATCH_")} | {NODE}
+    env = {name: value for name, value in environ.items() if name in kept}
     if env.get("PYTHONPATH"):
         folders = env["PYTHONPATH"].split(os.pathsep)
         env["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)  # noqa: PTH100 - the text as it is, symlinks and all

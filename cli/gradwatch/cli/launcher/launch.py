@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import os
 import secrets
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradwatch.cli.errors import UsageError
 from gradwatch.cli.launcher import (
@@ -30,6 +31,7 @@ from gradwatch.cli.launcher.spools import RunSpool, SpoolUnusableError
 
 if TYPE_CHECKING:
     from gradwatch.cli.launcher.config import RunConfig
+    from gradwatch.cli.launcher.job_view import JobView
     from gradwatch.cli.launcher.lifecycle import Life
 
 _TICK_SECONDS = 0.1
@@ -70,6 +72,7 @@ class _Run:
         self._spool_error: str | None = None
         self._attention: Attention | None = None
         self._autoloaded = False
+        self._commanded = False
         self._local_ranks: dict[int, int] = {}
         self._performer: Performer | None = None
         self._life: Life | None = None
@@ -101,7 +104,7 @@ class _Run:
                 command=config.command,
                 policy_hash=None if config.policy is None else config.policy.hash,
             )
-            if config.collector is None:
+            if config.own_collector:
                 policy_file.announce(config.state_dir, config.job, config.policy)
         except (SpoolUnusableError, OSError) as error:
             self._spool_error = f"{error}; name another folder with --state-dir"
@@ -134,7 +137,7 @@ class _Run:
         self._note_circumstances()
         generation = 0 if self._life is None else self._life.generation
         if self._spool is not None and self._attention is not None:
-            self._spool.end(generation, ending.exit_code, ending.ended_by.value)
+            self._spool.journal.end(generation, ending.exit_code, ending.ended_by.value)
             self._attention.end()
         covered = self._coverage()
         if self._config.require_watch and ending.exit_code == 0 and not covered.complete:
@@ -166,6 +169,9 @@ class _Run:
                 attention.tick()
             order = None if attention is None else attention.order()
             facts = performer.facts(before, order)
+            if facts.commanded is not None:
+                # A framework's controller stops and starts its workers; the command is its driver.
+                rules = dataclasses.replace(rules, obeys=False)
             self._life, act = lifecycle.step(before, order, facts, rules, time.monotonic())
             performer.perform(self._life, act, before)
             if act is Act.END and self._life.ending is not None:
@@ -178,7 +184,7 @@ class _Run:
         why = f"cannot start {self._config.command[0]}: {error.strerror or error}"
         if self._spool is not None:
             generation = 0 if self._life is None else self._life.generation
-            self._spool.end(generation, exit_code, EndedBy.NOT_FOUND.value)
+            self._spool.journal.end(generation, exit_code, EndedBy.NOT_FOUND.value)
         if self._attention is not None and self._attention.pids:
             self._attention.end()
         elif self._spool is not None:
@@ -190,6 +196,7 @@ class _Run:
         if self._spool is not None:
             self._autoloaded = self._spool.autoloaded()
             self._local_ranks = self._spool.local_hellos()
+            self._commanded = self._spool.commanded() is not None
 
     def _coverage(self) -> watch.Coverage:
         return watch.coverage(
@@ -198,10 +205,15 @@ class _Run:
                 autoloaded=self._autoloaded,
                 autoload_off=os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0",
                 local_ranks=self._local_ranks,
-                own_collector=self._config.collector is None,
+                own_collector=self._config.own_collector,
                 spool_error=self._spool_error,
             )
         )
+
+    def _resumed(self, view: JobView | None) -> dict[str, Any] | None:
+        if self._commanded:
+            return report.resumed_by_controller(view)
+        return None if self._performer is None else self._performer.resume_document()
 
     def _finish(self, ending: Ending, covered: watch.Coverage) -> int:
         config, console = self._config, self._console
@@ -221,7 +233,7 @@ class _Run:
                 console.warnings,
                 generation=0 if self._life is None else self._life.generation,
                 exclude_node=None if self._life is None else self._life.exclude_node,
-                resume=None if self._performer is None else self._performer.resume_document(),
+                resume=self._resumed(view),
             )
             try:
                 report.write(config.report, document)

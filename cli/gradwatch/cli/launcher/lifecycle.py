@@ -16,13 +16,14 @@ import dataclasses
 import enum
 from typing import TYPE_CHECKING
 
-from gradwatch.cli.launcher.orders import Action
+from gradwatch.agent.launch.journal import Commanded
+from gradwatch.agent.launch.orders import Action
 from gradwatch.cli.launcher.report import EndedBy, Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gradwatch.cli.launcher.orders import Order
+    from gradwatch.agent.launch.orders import Order
 
 ROLLBACK_DUE = 75
 HALTED = 93
@@ -95,6 +96,7 @@ class Facts:
         impatient: the user asked so while the command did not run any more.
         heard_at: monotonic time of the newest word from the collector.
         cannot_resume: why what the order says to resume cannot be used; None when it can.
+        commanded: what a framework's controller says that takes the orders; None when there is none.
     """
 
     status: int | None = None
@@ -103,6 +105,7 @@ class Facts:
     impatient: bool = False
     heard_at: float = 0.0
     cannot_resume: str | None = None
+    commanded: Commanded | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +287,8 @@ def of_command(facts: Facts) -> Ending:
         facts: with the command's status.
     """
     status = facts.status or 0
+    if status and facts.commanded is Commanded.HALTED:
+        return Ending(HALTED, EndedBy.HALTED)
     if status < 0:
         return Ending(128 - status, EndedBy.SIGNAL)
     signalled = facts.user_signal is not None and status

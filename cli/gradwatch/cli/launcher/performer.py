@@ -6,20 +6,21 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.launch import resume as told_resume
+from gradwatch.agent.launch.orders import Action
 from gradwatch.cli.launcher import environment, lifecycle, processes, resume
 from gradwatch.cli.launcher.lifecycle import Act, State, Why
 from gradwatch.cli.launcher.opened import OpenedWatch
-from gradwatch.cli.launcher.orders import Action
 from gradwatch.cli.launcher.signals import ENDING
 
 if TYPE_CHECKING:
     import psutil
 
+    from gradwatch.agent.launch.orders import Order
     from gradwatch.cli.launcher.attention import Attention
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.console import Console
     from gradwatch.cli.launcher.lifecycle import Facts, Life
-    from gradwatch.cli.launcher.orders import Order
     from gradwatch.cli.launcher.processes import Processes
     from gradwatch.cli.launcher.spools import RunSpool
 
@@ -70,6 +71,7 @@ class Performer:
             impatient=self._impatient,
             heard_at=0.0 if self._attention is None else self._attention.heard_at,
             cannot_resume=self._why_not(order) if life.state in {State.WAITING, State.STOPPED} else None,
+            commanded=None if self._spool is None else self._spool.commanded(),
         )
 
     def signalled(self, number: signal.Signals, *, from_terminal: bool) -> None:
@@ -149,8 +151,10 @@ class Performer:
             replica_check_every=config.replica_check_every,
             autopsy=config.autopsy,
         )
+        if config.collector is not None:
+            env["GRADWATCH_COLLECTOR"] = config.collector
         if config.policy is not None and self._spool is not None:
-            env |= resume.variables(order) | {"GRADWATCH_GENERATION": str(life.generation)}
+            env |= told_resume.variables(order) | {"GRADWATCH_GENERATION": str(life.generation)}
         if path:
             self.resumed = order
             if self._opened is not None:
@@ -159,7 +163,7 @@ class Performer:
         self._generation = life.generation
         self._command = self._processes.start_command(resume.arguments(config.command, path), env)
         if self._spool is not None:
-            self._spool.command_started(life.generation)
+            self._spool.journal.command_started(life.generation)
 
     def _say_start(self, life: Life, before: Life) -> None:
         order = life.order
@@ -195,9 +199,9 @@ class Performer:
         if by_itself and status is not None:
             code = 128 - status if status < 0 else status
             self._console.note(f"the command ended with {code}; waiting for what is decided about that")
-            self._spool.command_stopped(life.generation, "", code)
+            self._spool.journal.command_stopped(life.generation, "", code)
         elif life.order is not None:
-            self._spool.command_stopped(life.generation, life.order.id, None)
+            self._spool.journal.command_stopped(life.generation, life.order.id, None)
 
     def _say_end(self, life: Life) -> None:
         order, rules = life.order, self._config.rules
@@ -233,7 +237,9 @@ class Performer:
             return None
         policy = self._config.policy
         checkpoints = None if policy is None else policy.checkpoints
-        return resume.why_not_usable(order.resume_path, None if checkpoints is None else checkpoints.root)
+        return told_resume.why_not_usable(
+            order.resume_path, None if checkpoints is None else checkpoints.root
+        )
 
     def _left(self, *, sure: bool = False) -> list[psutil.Process]:
         self._processes.reap()

@@ -29,20 +29,26 @@ def check(config: RunConfig) -> None:
 
     Raises:
         UsageError: the report cannot be written, an address is none, a port is taken, TLS or the token
-            that an address needs is missing, or `{resume}` stands where it cannot.
+            that an address needs is missing, the identities file is of no use, or `{resume}` stands where it
+            cannot.
     """
     refused = resume.why_refused(config.command)
     if refused is not None:
         raise UsageError(refused)
     if config.report is not None:
         _check_report(config.report)
+    if not config.sidecar and config.http is not None:
+        raise UsageError("--http is for the collector that runs by itself here, and --no-sidecar starts none")
     if config.collector is not None:
         parse_address(config.collector, "--collector")
-        check_collector(config.collector, config.access)
+        if config.sidecar:
+            check_collector(config.collector, config.access)
         if config.http is not None:
             raise UsageError("--http is for the collector that runs by itself here: leave out --collector")
     if config.http is not None:
         _check_http(config.http, config)
+    if config.identities is not None and config.collector is None:
+        _check_identities(config.identities, config)
 
 
 def why_not_runnable(name: str, environ: Mapping[str, str]) -> tuple[int, str] | None:
@@ -90,6 +96,18 @@ def _check_report(path: Path) -> None:
         raise UsageError(
             f"--report: cannot write {path}: {error}. Name a file in a writable folder"
         ) from None
+
+
+def _check_identities(path: Path, config: RunConfig) -> None:
+    from gradwatch.collector.access.config import Access
+    from gradwatch.collector.errors import AccessError
+
+    if config.access.token_file is None:
+        raise UsageError("--identities wants --token-file too: the run's own sidecar shows that token")
+    try:
+        Access(identities=path).known()
+    except AccessError as error:
+        raise UsageError(str(error)) from None
 
 
 def _check_http(text: str, config: RunConfig) -> None:

@@ -57,7 +57,7 @@ def build(
         warnings: all that were said.
         generation: in which the command ran last.
         exclude_node: the host to leave out when the job is started again.
-        resume: what the command was last told to resume.
+        resume: what the command was last told to resume; None when it was told nothing.
     """
     return {
         "job": job,
@@ -75,6 +75,16 @@ def build(
         "overhead": {} if view is None else view.overhead,
         "warnings": warnings,
     }
+
+
+def resumed_by_controller(view: JobView | None) -> dict[str, Any] | None:
+    """What `resume` is when a framework's controller took the orders; None when there was no rollback."""
+    for decision in reversed(() if view is None else view.decisions):
+        performed = decision["action"] == "rollback" and decision["outcome"] == "performed"
+        if performed and decision["checkpoint"] is not None and not decision["in_process"]:
+            generation = decision["generation"] + 1
+            return {**decision["checkpoint"], "generation": generation, "honoured": None}
+    return None
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

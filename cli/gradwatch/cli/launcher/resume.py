@@ -1,18 +1,16 @@
-"""How the command learns what to resume: its arguments, its environment, and what is never used."""
+"""Where in the command's arguments the path stands that it is to resume from. Pure."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradwatch.cli.launcher.orders import Order
 
 MARK = "{resume}"
-VARIABLES = ("GRADWATCH_RESUME_PATH", "GRADWATCH_RESUME_STEP", "GRADWATCH_SKIP_BATCHES")
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "fish", "ksh", "mksh", "zsh"})
 _SHELL_STRING = re.compile(r"-[A-Za-z]*c[A-Za-z]*")
 
@@ -56,38 +54,6 @@ def arguments(command: Sequence[str], path: str) -> tuple[str, ...]:
         elif at > 1 and _is_bare_flag(command[at - 1]) and not argument.startswith("-"):
             made.pop()
     return tuple(made)
-
-
-def variables(order: Order | None) -> dict[str, str]:
-    """What the environment tells of an order's checkpoint; nothing when there is none."""
-    if order is None or not order.resume_path:
-        return {}
-    told = {"GRADWATCH_RESUME_PATH": order.resume_path}
-    if order.resume_step is not None:
-        told["GRADWATCH_RESUME_STEP"] = str(order.resume_step)
-    if order.skip_batches > 0:
-        told["GRADWATCH_SKIP_BATCHES"] = str(order.skip_batches)
-    return told
-
-
-def why_not_usable(path: str, root: str | None) -> str | None:
-    """Why a path that came over the network is not used; None when it may be.
-
-    Args:
-        path: of the checkpoint.
-        root: `checkpoints.root` of the local policy file; None when it has none.
-    """
-    if root is None:
-        return f"the policy declares no checkpoints.root, so {path} is not resumed from"
-    try:
-        real, real_root = Path(path).resolve(), Path(root).resolve()
-        if not Path(path).is_absolute() or real_root not in real.parents:
-            return f"{path} does not lie below checkpoints.root, {root}, so it is not resumed from"
-        if not real.exists():
-            return f"{path} is not there, or not on this host: every host must see it at the same path"
-    except (OSError, ValueError, RuntimeError) as error:
-        return f"{path} cannot be looked at: {error}"
-    return None
 
 
 def _shell_string(after: Sequence[str]) -> str | None:

@@ -61,6 +61,15 @@ def newest_good(ledger: Sequence[Checkpoint]) -> Target | None:
     return choose(ledger, ANY_STEP).target
 
 
+def unfitness(
+    ledger: Sequence[Checkpoint], first_bad_step: int | None
+) -> list[tuple[Checkpoint, Unfit | None]]:
+    """Each checkpoint with what keeps it from being good, the newest first."""
+    usual = _usual_buffers(ledger)
+    judged = ((one, _unfit(one, usual, first_bad_step, 0)) for one in _newest_first(ledger))
+    return [(one, None if unfit is None else unfit[0]) for one, unfit in judged]
+
+
 def newer_than(ledger: Sequence[Checkpoint], target: Target) -> tuple[str, ...]:
     """Paths of what a resume from the latest might take instead of the target, newest first.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from gradwatch.collector.policy.text import Section, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# As the sidecar knows one.
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 _TAKES = {key.name: key.takes for key in MATCH_KEYS}
 
@@ -73,12 +77,13 @@ def _policy(top: Fields) -> Policy:
     defaults = Policy()
     guard = _guard(top.section("guard"))
     rules_at, rules = _rules(top.sections("rules"))
+    checkpoints = _checkpoints(top.section("checkpoints"))
     policy = Policy(
         mode=top.word("mode", model.Mode, defaults.mode),
         guard=guard,
         rules=rules,
-        checkpoints=_checkpoints(top.section("checkpoints")),
-        rollback=_rollback(top.section("rollback")),
+        checkpoints=checkpoints,
+        rollback=_rollback(top.section("rollback"), remote=checkpoints is not None and checkpoints.is_remote),
         budgets=_budgets(top, top.sections("budgets")),
         cooldown=top.duration("cooldown") or 0,
         on_budget_exhausted=top.word("on_budget_exhausted", model.Otherwise, defaults.on_budget_exhausted),
@@ -167,21 +172,29 @@ def _checkpoints(fields: Fields | None) -> model.Checkpoints | None:
     if fields is None:
         return None
     root = fields.text("root", required=True)
-    if root is not None and not root.startswith("/"):
-        fields.note(fields.line_of("root"), "root", f"must be an absolute path, not {root}")
+    if root is not None and not root.startswith("/") and not _URL.match(root):
+        fields.note(fields.line_of("root"), "root", f"must be an absolute path, or a URL, not {root}")
     layout = fields.word("layout", model.Layout, model.Layout.AUTO)
     fields.finish()
     return None if root is None else model.Checkpoints(root, layout)
 
 
-def _rollback(fields: Fields | None) -> model.Rollback:
+def _rollback(fields: Fields | None, *, remote: bool) -> model.Rollback:
+    # Remote storage knows no renaming in one step.
+    default = model.Quarantine.LEDGER if remote else model.Quarantine.MOVE
     if fields is None:
-        return model.Rollback()
+        return model.Rollback(quarantine=default)
     rollback = model.Rollback(
         margin_steps=fields.integer("margin_steps", 0) or 0,
         skip_batches=fields.integer("skip_batches", 0) or 0,
-        quarantine=fields.word("quarantine", model.Quarantine, model.Quarantine.MOVE),
+        quarantine=fields.word("quarantine", model.Quarantine, default),
     )
+    if remote and rollback.quarantine is model.Quarantine.MOVE:
+        fields.note(
+            fields.line_of("quarantine"),
+            "quarantine",
+            "checkpoints on remote storage are not moved: write ledger, or leave it out",
+        )
     fields.finish()
     return rollback
 

@@ -122,10 +122,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Where checkpoints are looked for: below `root`, an absolute path."""
+    """Where checkpoints are looked for: below `root`, an absolute path or a URL of remote storage."""
 
     root: str
     layout: Layout = Layout.AUTO
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the root is a URL."""
+        return "://" in self.root
 
 
 @dataclass(frozen=True, slots=True)

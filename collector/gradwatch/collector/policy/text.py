@@ -77,7 +77,7 @@ def parse(source: bytes, file: str) -> Tree:
     try:
         root = _Loader(text, file).get_single_node()
         if root is None:
-            raise _error(file, 1, "the file is empty; it begins with apiVersion: gradwatch/v1")
+            raise _error(file, 1, "the file is empty")
         return _tree(root, file, "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -107,10 +107,10 @@ class _Loader(yaml.BaseLoader):  # type: ignore[misc]
             raise _error(self._file, line, f"{event.tag}: tags are not allowed; leave it out")
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise _error(self._file, line, f"more than {MAX_NODES} values; a policy is shorter")
+            raise _error(self._file, line, f"more than {MAX_NODES} values; it must be shorter")
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _error(self._file, line, f"nested more than {MAX_DEPTH} deep; a policy is flatter")
+            raise _error(self._file, line, f"nested more than {MAX_DEPTH} deep; it must be flatter")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

@@ -15,6 +15,7 @@ from gradwatch.collector.policy.checkpoints import newest_good
 from gradwatch.collector.policy.decision import Outcome
 from gradwatch.collector.policy.model import Action
 from gradwatch.collector.recovery.model import Phase
+from gradwatch.collector.runs import commanding
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import JobState, Launch, State
@@ -69,7 +70,7 @@ def order_for(state: State, dossier: Dossier, launch_id: str) -> Order | None:
     """The order for a launch; None when it goes on as it is."""
     job = state.jobs[dossier.job]
     launch = job.launches.get(launch_id)
-    if launch is None or not launch.obeys or launch.ended_at is not None:
+    if launch is None or not launch.obeys or launch not in commanding(job):
         return None
     if dossier.halt is not None and dossier.halt.run == job.run:
         halt = dossier.halt
@@ -84,9 +85,7 @@ def order_for(state: State, dossier: Dossier, launch_id: str) -> Order | None:
     if launch.command is CommandState.WAITING or behind:
         return _start(dossier, job, launch_id)
     crashed = launch.command is CommandState.STOPPED and not launch.stopped_for
-    if crashed and not _is_open(state, job, dossier):
-        return Order("", job.name, launch_id, launch.generation, Verb.RELEASE, "nothing is due")
-    return None
+    return _after_crash(dossier, job, launch) if crashed and not _is_open(state, job, dossier) else None
 
 
 def task_for(state: State, dossier: Dossier, launch_id: str) -> Task | None:
@@ -134,6 +133,13 @@ def _recovering(dossier: Dossier, recovery: Recovery, job: JobState, launch: Lau
         decision.checkpoint,
         decision.skip_batches,
     )
+
+
+def _after_crash(dossier: Dossier, job: JobState, launch: Launch) -> Order:
+    """Nothing is due about a command that has ended by itself: it may go its own way."""
+    if launch.restarts:
+        return replace(_start(dossier, job, launch.id), generation=launch.generation + 1)
+    return Order("", job.name, launch.id, launch.generation, Verb.RELEASE, "nothing is due")
 
 
 def _start(dossier: Dossier, job: JobState, launch_id: str) -> Order:

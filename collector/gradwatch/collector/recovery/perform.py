@@ -19,6 +19,7 @@ from gradwatch.collector.policy.sentences import duration
 from gradwatch.collector.recovery import ledger
 from gradwatch.collector.recovery.model import Entry, Halt, Phase, Recovery
 from gradwatch.collector.recovery.orders import scanner
+from gradwatch.collector.runs import commanding
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import JobState, Launch, State
@@ -75,11 +76,16 @@ class _Performing(NamedTuple):
     def begin(self, decision: Decision) -> Step | None:
         if decision.action is Action.HALT:
             return self._halt(decision)
-        refused = refusal_to_perform(self.state, self.dossier, decision) or self._no_launcher()
+        refused = (
+            refusal_to_perform(self.state, self.dossier, decision)
+            or self._no_launcher()
+            or self._no_restart()
+        )
         if refused is not None:
             return self._concluded(decision, Outcome.REFUSED, refused)
-        # A script that loads in process cannot be told to leave batches out.
-        if self._all_can_load() and not decision.skip_batches:
+        # A script that loads in process cannot be told to leave batches out, and is given no URL.
+        remote = self.policy is not None and self.policy.checkpoints and self.policy.checkpoints.is_remote
+        if self._all_can_load() and not decision.skip_batches and not remote:
             recovery = Recovery(
                 decision.id, decision.generation, (), Phase.SCANNING, self.now, in_process=True
             )
@@ -100,7 +106,7 @@ class _Performing(NamedTuple):
         loaders, current = self.dossier.loaders, self.job.current
         if loaders is None or current is None or loaders.attempt != current:
             return False
-        runs = all(launch.command is CommandState.RUNNING for launch in self._living())
+        runs = all(launch.command is CommandState.RUNNING for launch in commanding(self.job))
         return runs and len(loaders.ranks) == self.state.attempts[current].world_size
 
     def _halt(self, decision: Decision) -> Step | None:
@@ -112,20 +118,29 @@ class _Performing(NamedTuple):
             halt = Halt(decision.id, self.job.run, decision.reason)
             entry = self._entry("halting", decision, decision.reason)
             return Step(replace(self.dossier, halt=halt), self.job.generation, (entry,))
-        if self._living() and self.dossier.halt.run == self.job.run:
+        if commanding(self.job) and self.dossier.halt.run == self.job.run:
             return None
         return self._concluded(decision, Outcome.PERFORMED, "every launcher has ended")
 
     def _no_launcher(self) -> str | None:
-        living = self._living()
+        living = commanding(self.job)
         if not living:
             return "no `gradwatch run` of this job is there to perform it"
         deaf = sorted(str(launch.node) for launch in living if not launch.obeys)
         return f"the launcher on {_and(deaf)} was given no --policy, and obeys no order" if deaf else None
 
+    def _no_restart(self) -> str | None:
+        return next((launch.no_restart for launch in commanding(self.job) if launch.no_restart), None)
+
     def _hosts(self, generation: int) -> tuple[str, ...]:
-        """Those whose ranks said hello in that generation, and those with a launcher."""
-        nodes = {launch.node for launch in self._living()}
+        """Those whose ranks said hello in that generation, and those with a launcher.
+
+        A controller of all workers answers for every host.
+        """
+        launches = commanding(self.job)
+        nodes = {launch.node for launch in launches}
+        if any(launch.whole_job for launch in launches):
+            return tuple(sorted(str(node) for node in nodes))
         for attempt in self.job.attempts:
             if attempt.generation == generation:
                 for incarnation in self.state.attempts[attempt].ranks.values():
@@ -140,7 +155,9 @@ class _Performing(NamedTuple):
         decision = next(one for one in self.dossier.decisions if one.id == recovery.decision)
         if recovery.phase is Phase.STOPPING:
             return self._await_launchers(recovery, decision)
-        if recovery.in_process and not all(one.command is CommandState.RUNNING for one in self._living()):
+        if recovery.in_process and not all(
+            one.command is CommandState.RUNNING for one in commanding(self.job)
+        ):
             return self._fall_back(decision, "a command has ended meanwhile")
         if recovery.phase is Phase.SCANNING:
             return self._await_scan(recovery, decision)
@@ -168,16 +185,16 @@ class _Performing(NamedTuple):
         return next(one.world_size for one in attempts if one.id.generation == recovery.generation)
 
     def _await_launchers(self, recovery: Recovery, decision: Decision) -> Step | None:
-        ready = {launch.node for launch in self._living() if launch.obeys and _is_still(launch)}
+        ready = {launch.node for launch in commanding(self.job) if launch.obeys and _is_still(launch)}
         missing = [host for host in recovery.hosts if host not in ready]
-        running = [launch for launch in self._living() if not _is_still(launch)]
+        running = [launch for launch in commanding(self.job) if not _is_still(launch)]
         if not missing and not running:
             moved = replace(recovery, phase=Phase.SCANNING, waiting_since=self.now)
             entry = self._entry("stopped", decision, f"nothing runs any more on {_and(recovery.hosts)}")
             return self._moved(moved, entry)
         if recovery.waiting_since is None:
             return self._moved(replace(recovery, waiting_since=self.now)) if ready else None
-        if self.now - recovery.waiting_since < LAUNCHERS_SECONDS or not self._living():
+        if self.now - recovery.waiting_since < LAUNCHERS_SECONDS or not commanding(self.job):
             return None
         where = missing or [str(launch.node) for launch in running]
         return self._failed(
@@ -194,6 +211,9 @@ class _Performing(NamedTuple):
             return None if why_none is None else self._failed(decision, why_none)
         margin = 0 if self.policy is None else self.policy.rollback.margin_steps
         mode = Quarantine.MOVE if self.policy is None else self.policy.rollback.quarantine
+        if any(launch.whole_job for launch in commanding(self.job)):
+            # A framework that keeps a register of its checkpoints fails when one of them is not there.
+            mode = Quarantine.LEDGER
         known = self.dossier.checkpoints
         # An operator names no bad step: the newest good one is meant.
         first_bad = ANY_STEP if decision.first_bad_step is None else decision.first_bad_step
@@ -251,7 +271,7 @@ class _Performing(NamedTuple):
 
     def _why_no_scanner(self, recovery: Recovery) -> str | None:
         """Why nobody will look at the checkpoints; None while somebody does, or may yet."""
-        living = {launch.id for launch in self._living()}
+        living = {launch.id for launch in self.job.launches.values() if launch.ended_at is None}
         if not living or scanner(self.state, self.dossier) is not None:
             return None
         roots = [root for root in self.dossier.roots if root.launch in living]
@@ -263,9 +283,6 @@ class _Performing(NamedTuple):
             return None
         limit = duration(LAUNCHERS_SECONDS)
         return f"no sidecar of the job has said within {limit} that it can look at its checkpoints"
-
-    def _living(self) -> list[Launch]:
-        return [launch for launch in self.job.launches.values() if launch.ended_at is None]
 
     def _failed(self, decision: Decision, why: str) -> Step:
         """There is nothing to go on with: the job ends."""

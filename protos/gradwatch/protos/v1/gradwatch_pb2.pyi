@@ -1117,6 +1117,7 @@ class LaunchStarted(google.protobuf.message.Message):
     PID_FIELD_NUMBER: builtins.int
     COMMAND_FIELD_NUMBER: builtins.int
     POLICY_HASH_FIELD_NUMBER: builtins.int
+    WHOLE_JOB_FIELD_NUMBER: builtins.int
     job: builtins.str
     generation: builtins.int
     launch: builtins.str
@@ -1125,6 +1126,10 @@ class LaunchStarted(google.protobuf.message.Message):
     pid: builtins.int
     policy_hash: builtins.str
     """Set when it was given a policy: it starts the command at an order only, and obeys."""
+    whole_job: builtins.bool
+    """It starts and stops the workers of every host, as the controller of a framework does: while it lives,
+    no other launch of the job is ordered anything.
+    """
     @property
     def command(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -1137,9 +1142,10 @@ class LaunchStarted(google.protobuf.message.Message):
         pid: builtins.int = ...,
         command: collections.abc.Iterable[builtins.str] | None = ...,
         policy_hash: builtins.str | None = ...,
+        whole_job: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_policy_hash", b"_policy_hash", "policy_hash", b"policy_hash"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_policy_hash", b"_policy_hash", "command", b"command", "generation", b"generation", "job", b"job", "launch", b"launch", "node", b"node", "pid", b"pid", "policy_hash", b"policy_hash"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_policy_hash", b"_policy_hash", "command", b"command", "generation", b"generation", "job", b"job", "launch", b"launch", "node", b"node", "pid", b"pid", "policy_hash", b"policy_hash", "whole_job", b"whole_job"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_policy_hash", b"_policy_hash"]) -> typing.Literal["policy_hash"] | None: ...
 
 Global___LaunchStarted: typing_extensions.TypeAlias = LaunchStarted
@@ -1153,17 +1159,21 @@ class CommandStarted(google.protobuf.message.Message):
     JOB_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     LAUNCH_FIELD_NUMBER: builtins.int
+    NO_RESTART_FIELD_NUMBER: builtins.int
     job: builtins.str
     generation: builtins.int
     launch: builtins.str
+    no_restart: builtins.str
+    """why it cannot be stopped and started again; "" when it can"""
     def __init__(
         self,
         *,
         job: builtins.str = ...,
         generation: builtins.int = ...,
         launch: builtins.str = ...,
+        no_restart: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation", b"generation", "job", b"job", "launch", b"launch"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation", b"generation", "job", b"job", "launch", b"launch", "no_restart", b"no_restart"]) -> None: ...
 
 Global___CommandStarted: typing_extensions.TypeAlias = CommandStarted
 
@@ -1180,6 +1190,7 @@ class CommandStopped(google.protobuf.message.Message):
     LAUNCH_FIELD_NUMBER: builtins.int
     ORDER_FIELD_NUMBER: builtins.int
     EXIT_CODE_FIELD_NUMBER: builtins.int
+    RESTARTS_FIELD_NUMBER: builtins.int
     job: builtins.str
     generation: builtins.int
     launch: builtins.str
@@ -1187,6 +1198,8 @@ class CommandStopped(google.protobuf.message.Message):
     """the order that it was stopped for; "" if it ended by itself"""
     exit_code: builtins.int
     """when it ended by itself"""
+    restarts: builtins.bool
+    """it is started again whatever is ordered, and asks from which checkpoint"""
     def __init__(
         self,
         *,
@@ -1195,9 +1208,10 @@ class CommandStopped(google.protobuf.message.Message):
         launch: builtins.str = ...,
         order: builtins.str = ...,
         exit_code: builtins.int | None = ...,
+        restarts: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "generation", b"generation", "job", b"job", "launch", b"launch", "order", b"order"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "generation", b"generation", "job", b"job", "launch", b"launch", "order", b"order", "restarts", b"restarts"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
 
 Global___CommandStopped: typing_extensions.TypeAlias = CommandStopped
@@ -1492,6 +1506,7 @@ class Progress(google.protobuf.message.Message):
     ENDED_FIELD_NUMBER: builtins.int
     MALFORMED_LINES_FIELD_NUMBER: builtins.int
     JOURNAL_RECORDS_FIELD_NUMBER: builtins.int
+    MAGNITUDE_FIELD_NUMBER: builtins.int
     incarnation: builtins.str
     round: builtins.int
     """rounds < this are looked at, their events journalled"""
@@ -1513,6 +1528,8 @@ class Progress(google.protobuf.message.Message):
     """journal lines that could not be read"""
     journal_records: builtins.int
     """records written to the journal so far"""
+    magnitude: builtins.float
+    """The largest of the newest round's local gradients, without the loss scale; absent when it is not finite."""
     @property
     def dropped(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """records not written, by reason"""
@@ -1538,10 +1555,14 @@ class Progress(google.protobuf.message.Message):
         ended: builtins.bool = ...,
         malformed_lines: builtins.int = ...,
         journal_records: builtins.int = ...,
+        magnitude: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "last_bad_round", b"last_bad_round"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "at", b"at", "bad_rounds", b"bad_rounds", "dropped", b"dropped", "ended", b"ended", "faults", b"faults", "incarnation", b"incarnation", "journal_records", b"journal_records", "last_bad_round", b"last_bad_round", "malformed_lines", b"malformed_lines", "probe_seconds", b"probe_seconds", "reduced_round", b"reduced_round", "round", b"round", "step", b"step", "train_seconds", b"train_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "at", b"at", "bad_rounds", b"bad_rounds", "dropped", b"dropped", "ended", b"ended", "faults", b"faults", "incarnation", b"incarnation", "journal_records", b"journal_records", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude", "malformed_lines", b"malformed_lines", "probe_seconds", b"probe_seconds", "reduced_round", b"reduced_round", "round", b"round", "step", b"step", "train_seconds", b"train_seconds"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_bad_round", b"_last_bad_round"]) -> typing.Literal["last_bad_round"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_magnitude", b"_magnitude"]) -> typing.Literal["magnitude"] | None: ...
 
 Global___Progress: typing_extensions.TypeAlias = Progress
 

@@ -1,0 +1,1 @@
+"""How Gradwatch lives inside the frameworks that start training processes."""

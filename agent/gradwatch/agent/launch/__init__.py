@@ -1,0 +1,1 @@
+"""What a launch says and is told: its journal, and the orders that come back."""

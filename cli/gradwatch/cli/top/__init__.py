@@ -1,0 +1,1 @@
+"""`gradwatch top`: a job as it goes, on a terminal."""

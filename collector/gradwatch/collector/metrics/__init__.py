@@ -1,0 +1,1 @@
+"""What the collector tells Prometheus: the catalogue, the samples, and the text."""

@@ -1,0 +1,1 @@
+"""Telling somebody of an incident without Alertmanager: a signed webhook, once per incident."""

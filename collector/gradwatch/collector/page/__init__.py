@@ -1,0 +1,1 @@
+"""The web page: static files that show what the JSON API tells. Nothing is loaded from elsewhere."""

@@ -1,0 +1,1 @@
+"""A job as a picture: how each rank went, step by step, with what happened marked on the same axis."""

@@ -1,0 +1,1 @@
+"""References in the docs, made from the code: `python -m scripts.reference`."""
