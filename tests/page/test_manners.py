@@ -13,7 +13,7 @@ from tests.cli.command import gradwatch
 from tests.collector.client import one_bad_rank, sidecar
 from tests.collector.running import config
 from tests.page.site import chromium, site, until
-from tests.page.test_page import find, go
+from tests.page.test_page import click, find, go, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,15 +57,15 @@ def test_a_viewer_is_told_so_and_a_viewers_token_orders_nothing(tmp_path: Path, 
             go(browser, closed.url)
             find(browser, "h2", "Jobs")
             browser.execute_async_script(BUTTON)
-            find(browser, "button.danger").click()
-            assert "You are eve as viewer: only an operator may do this." in find(browser, "dialog").text
-            find(browser, "dialog button.danger").click()
+            click(browser, "button.danger")
+            assert "You are eve as viewer: only an operator may do this." in read(browser, "dialog")
+            click(browser, "dialog button.danger")
             assert posted(browser) == [], "without an operator's token there is nothing to send"
             find(browser, "#token").send_keys(token)
-            find(browser, "dialog button.danger").click()
-            until(lambda: "operator" in find(browser, "dialog .answer.bad").text)
+            click(browser, "dialog button.danger")
+            until(lambda: "operator" in read(browser, "dialog .answer.bad"))
             assert posted(browser) == [f"{closed.url}/api/v1/jobs/j/rollback"]
-            find(browser, "dialog button", "Cancel").click()
+            click(browser, "dialog button", "Cancel")
         finally:
             browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {}})
 
@@ -75,14 +75,14 @@ def test_an_order_that_nobody_answers_is_not_said_to_be_taken(tmp_path: Path, br
         go(browser, short.url)
         find(browser, "h2", "Jobs")
         browser.execute_async_script(BUTTON)
-        find(browser, "button.danger").click()
+        click(browser, "button.danger")
         find(browser, "#operator").send_keys("somebody")
-    find(browser, "dialog button.danger").click()
-    until(lambda: "whether the order was taken is not known" in find(browser, "dialog .answer").text)
-    find(browser, "dialog button", "Cancel").click()
+    click(browser, "dialog button.danger")
+    until(lambda: "whether the order was taken is not known" in read(browser, "dialog .answer"))
+    click(browser, "dialog button", "Cancel")
     until(lambda: not browser.find_elements("css selector", "dialog"))
-    find(browser, "button.danger").click()
-    assert "Nothing was ordered: no answer from the collector." in find(browser, "dialog").text
+    click(browser, "button.danger")
+    assert "Nothing was ordered: no answer from the collector." in read(browser, "dialog")
 
 
 def test_a_job_that_is_not_known_yet_is_shown_once_it_is(tmp_path: Path, browser: Any):
@@ -96,7 +96,7 @@ def test_a_job_that_is_not_known_yet_is_shown_once_it_is(tmp_path: Path, browser
 
     def early(url: str) -> None:
         go(browser, f"{url}/#/jobs/j")
-        assert "no job 'j' has reported here" in find(browser, "#main > [role=alert]").text
+        assert "no job 'j' has reported here" in read(browser, "#main > [role=alert]")
         assert browser.find_element("id", "connection").text == "live"
 
     asyncio.run(asyncio.wait_for(look(), 120))

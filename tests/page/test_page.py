@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -21,7 +23,7 @@ from tests.collector.running import config
 from tests.page.site import Site, chromium, site, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from selenium.webdriver.remote.webelement import WebElement
@@ -53,7 +55,24 @@ def find(browser: Any, selector: str, text: str = "") -> WebElement:
         found = browser.find_elements(By.CSS_SELECTOR, selector)
         return next((one for one in found if one.is_displayed() and text in one.text), None)
 
-    return until(look, seconds=30)
+    return until(lambda: fresh(look), seconds=30)
+
+
+def read(browser: Any, selector: str, text: str = "") -> str:
+    """What an element says, though a live page makes it anew while one reads."""
+    return str(until(lambda: fresh(lambda: find(browser, selector, text).text), seconds=30))
+
+
+def click(browser: Any, selector: str, text: str = "") -> None:
+    """Click on an element, though a live page makes it anew while one aims."""
+    until(lambda: fresh(lambda: find(browser, selector, text).click() is None), seconds=30)
+
+
+def fresh(look: Callable[[], Any]) -> Any:
+    """What a look gives; none if what it looked at was replaced meanwhile."""
+    with contextlib.suppress(StaleElementReferenceException):
+        return look()
+    return None
 
 
 def go(browser: Any, url: str) -> None:
@@ -64,15 +83,18 @@ def go(browser: Any, url: str) -> None:
 
 def section(browser: Any, heading: str) -> str:
     """What is said below a heading."""
-    title = find(browser, "h2", heading)
-    return str(title.find_element(By.XPATH, "..").text)
+
+    def look() -> str:
+        return str(find(browser, "h2", heading).find_element(By.XPATH, "..").text)
+
+    return str(until(lambda: fresh(look)))
 
 
 def test_an_incident_is_followed_from_the_fleet_to_its_verdict(it: Site, browser: Any):
     go(browser, it.url)
-    assert "step 60" in find(browser, "article.open").text
-    find(browser, "article.open a").click()
-    verdict = find(browser, ".verdict").text
+    assert "step 60" in read(browser, "article.open")
+    click(browser, "article.open a")
+    verdict = read(browser, ".verdict")
     (incident,) = it.ask(f"/api/v1/incidents?job={LIVE}")
     assert incident["verdict"][0] in verdict
     assert "Rank 1 on node" in verdict
@@ -86,7 +108,7 @@ def test_an_incident_is_followed_from_the_fleet_to_its_verdict(it: Site, browser
     assert "4 of 4 parameters were bad" in table
     assert "dry run" in section(browser, "What was decided about it")
     assert incident["decisions"][0]["id"] in section(browser, "What was decided and done")
-    find(browser, "section a", LIVE).click()
+    click(browser, "section a", LIVE)
     assert find(browser, "h1", LIVE)
     assert find(browser, "a.incident")
 
@@ -94,9 +116,7 @@ def test_an_incident_is_followed_from_the_fleet_to_its_verdict(it: Site, browser
 def test_the_chain_begins_with_the_operator_where_it_is_known(it: Site, browser: Any):
     (incident,) = it.ask(f"/api/v1/incidents?job={BROKEN}")
     go(browser, f"{it.url}/#/incidents/{incident['id']}")
-    steps = [
-        one.text for one in (find(browser, ".chain"), browser)[1].find_elements(By.CSS_SELECTOR, ".chain li")
-    ]
+    steps = [one.text for one in find(browser, ".chain").find_elements(By.CSS_SELECTOR, "li")]
     assert "aten.log" in steps[0]
     assert "broken.py" in steps[0]
     assert "blocks" in steps[1]
@@ -124,7 +144,7 @@ def test_the_keyboard_is_enough(it: Site, browser: Any):
     canvas = find(browser, "canvas")
     until(lambda: int(canvas.get_attribute("width")) > 30)
     canvas.send_keys(Keys.HOME, Keys.ARROW_DOWN)
-    said = find(browser, ".readout").text
+    said = read(browser, ".readout")
     assert said.startswith("rank 1 on ")
     assert "clean" in said
     canvas.send_keys(Keys.END)
@@ -135,9 +155,8 @@ def test_the_keyboard_is_enough(it: Site, browser: Any):
 
 def test_it_is_live_and_nothing_is_loaded_from_elsewhere(it: Site, browser: Any):
     go(browser, f"{it.url}/#/jobs/{LIVE}")
-    fact = find(browser, "dl.facts div", "step")
-    before = fact.text
-    until(lambda: find(browser, "dl.facts div", "step").text != before)
+    before = read(browser, "dl.facts div", "step")
+    until(lambda: read(browser, "dl.facts div", "step") != before)
     for entry in browser.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
@@ -152,16 +171,16 @@ def test_an_order_is_asked_for_twice_and_cancelling_sends_nothing(it: Site, brow
     go(browser, f"{it.url}/#/jobs/{LIVE}")
     known = {one["id"] for one in it.ask(f"/api/v1/jobs/{LIVE}")["decisions"]}
     until(lambda: find(browser, "button.danger").is_enabled())
-    find(browser, "button.danger").click()
+    click(browser, "button.danger")
     dialog = find(browser, "dialog")
     assert "stopped on every host" in dialog.text
     dialog.find_element(By.XPATH, ".//button[text()='Cancel']").click()
     until(lambda: not browser.find_elements(By.CSS_SELECTOR, "dialog"))
     assert {one["id"] for one in it.ask(f"/api/v1/jobs/{LIVE}")["decisions"]} == known
-    find(browser, "button.danger").click()
+    click(browser, "button.danger")
     find(browser, "#operator").send_keys("somebody")
-    find(browser, "dialog button.danger").click()
-    answer = until(lambda: (text := find(browser, "dialog .answer").text) != "Asking …" and text)
+    click(browser, "dialog button.danger")
+    answer = until(lambda: (text := read(browser, "dialog .answer")) != "Asking …" and text)
     ordered = [one for one in it.ask(f"/api/v1/jobs/{LIVE}")["decisions"] if one["id"] not in known]
     if ordered:
         assert ordered[0]["id"] in answer
@@ -241,12 +260,12 @@ def test_a_thousand_ranks_are_drawn_and_a_jobs_name_is_only_text(tmp_path: Path,
 
     def drawn(url: str) -> tuple[list[int], str, str]:
         go(browser, url)
-        find(browser, "table a", name).click()
+        click(browser, "table a", name)
         canvas = find(browser, "canvas")
         until(lambda: int(canvas.get_attribute("height")) == 256)
         canvas.send_keys(Keys.HOME, *[Keys.ARROW_DOWN] * 175)
         size = [int(canvas.get_attribute("width")), int(canvas.get_attribute("height"))]
-        return size, find(browser, ".readout").text, find(browser, "h1").text
+        return size, read(browser, ".readout"), read(browser, "h1")
 
     size, said, title = asyncio.run(asyncio.wait_for(look(), 120))
     assert size[0] <= 240

@@ -14,11 +14,12 @@ export class Job {
     this.title = name;
     this.trail = [["all jobs", "#/"], [name]];
     this.facts = new Part("section");
+    this.order = new Part("section");
     this.picture = new Picture();
     this.incidents = new Part("section");
     this.checkpoints = new Part("section");
     this.decisions = new Part("section");
-    this.element = h("div", {}, this.facts.element, this.picture.element, this.incidents.element,
+    this.element = h("div", {}, this.facts.element, this.order.element, this.picture.element, this.incidents.element,
       this.checkpoints.element, this.decisions.element);
   }
 
@@ -30,6 +31,8 @@ export class Job {
   show({ job, picture, audit }) {
     const { incidents, decisions, dropped, faults, launches, ...facts } = job;
     this.facts.show(facts, describe);
+    // Not among the facts: a button that is made anew at every step loses the click that meets it.
+    this.order.show({ job: job.job, status: job.status, policy: job.policy === null ? null : {}, last_good_checkpoint: job.last_good_checkpoint }, rollbackButton);
     this.picture.show(picture);
     const newest = [...incidents].reverse().slice(0, SHOWN)
       .map(({ id, job: name, status: how, cause, step, verdict, opened_at }) => ({ id, job: name, status: how, cause, step, verdict: verdict[0] ?? "", opened_at }));
@@ -64,7 +67,6 @@ function describe(job) {
     h("dl.facts", {}, facts.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value)))),
     job.recovery === null ? null : h("p.warning", { role: "status" }, `A rollback is under way: ${job.recovery.phase.replaceAll("_", " ")}.`),
     ...warnings.map((warning) => h("p.warning", {}, `⚠ ${warning}`)),
-    rollbackButton(job),
   ];
 }
 
