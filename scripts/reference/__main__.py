@@ -8,22 +8,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gradwatch.collector.policy import reference as policy
-from scripts.reference import commands, metrics
+from scripts.reference import commands, metrics, policy
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def policy_page() -> str:
-    """The policy's page, with its table made anew."""
-    before, _, rest = (DOCS / "policy.md").read_text().partition(policy.BEGIN)
-    after = rest.partition(policy.END)[2]
-    return f"{before}{policy.BEGIN}\n{policy.table()}\n{policy.END}{after}"
-
-
 def main(*, check: bool) -> int:
     """Write them, or compare."""
-    pages = {"metrics.md": metrics.page(), "commands.md": commands.page(), "policy.md": policy_page()}
+    pages = {
+        "metrics.md": metrics.page(),
+        "commands.md": commands.page(),
+        "policy.md": policy.page((DOCS / "policy.md").read_text()),
+    }
     stale = [name for name, text in pages.items() if not _is(name, text)]
     if check:
         if stale:

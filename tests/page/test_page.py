@@ -63,6 +63,15 @@ def read(browser: Any, selector: str, text: str = "") -> str:
     return str(until(lambda: fresh(lambda: find(browser, selector, text).text), seconds=30))
 
 
+def texts(browser: Any, selector: str) -> list[str]:
+    """What all the elements of a kind say, once there are some."""
+
+    def look() -> list[str]:
+        return [one.text for one in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    return list(until(lambda: fresh(look), seconds=30))
+
+
 def click(browser: Any, selector: str, text: str = "") -> None:
     """Click on an element, though a live page makes it anew while one aims."""
     until(lambda: fresh(lambda: find(browser, selector, text).click() is None), seconds=30)
@@ -99,7 +108,7 @@ def test_an_incident_is_followed_from_the_fleet_to_its_verdict(it: Site, browser
     assert incident["verdict"][0] in verdict
     assert "Rank 1 on node" in verdict
     assert browser.title == f"Incident {incident['id']}"
-    steps = [one.text for one in browser.find_elements(By.CSS_SELECTOR, ".chain li")]
+    steps = texts(browser, ".chain li")
     assert "was not finite before the model saw it" in steps[0]
     assert "turned nan on rank 1" in steps[1]
     assert "met the finite gradients of rank 0" in steps[2]
@@ -116,7 +125,7 @@ def test_an_incident_is_followed_from_the_fleet_to_its_verdict(it: Site, browser
 def test_the_chain_begins_with_the_operator_where_it_is_known(it: Site, browser: Any):
     (incident,) = it.ask(f"/api/v1/incidents?job={BROKEN}")
     go(browser, f"{it.url}/#/incidents/{incident['id']}")
-    steps = [one.text for one in find(browser, ".chain").find_elements(By.CSS_SELECTOR, "li")]
+    steps = texts(browser, ".chain li")
     assert "aten.log" in steps[0]
     assert "broken.py" in steps[0]
     assert "blocks" in steps[1]
@@ -170,7 +179,7 @@ def test_an_order_is_asked_for_twice_and_cancelling_sends_nothing(it: Site, brow
     until(lambda: it.ask(f"/api/v1/jobs/{LIVE}")["last_good_checkpoint"])
     go(browser, f"{it.url}/#/jobs/{LIVE}")
     known = {one["id"] for one in it.ask(f"/api/v1/jobs/{LIVE}")["decisions"]}
-    until(lambda: find(browser, "button.danger").is_enabled())
+    until(lambda: fresh(lambda: find(browser, "button.danger").is_enabled()))
     click(browser, "button.danger")
     dialog = find(browser, "dialog")
     assert "stopped on every host" in dialog.text
