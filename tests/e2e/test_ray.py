@@ -193,7 +193,8 @@ def test_the_collector_of_a_cluster_is_started_again_and_follows_the_policy_of_t
     with ray_cluster() as cluster, ThreadPoolExecutor() as threads:
         address = cluster.address
         for _ in range(2):
-            made = gradwatch("collector", "--on-ray", "--state-dir", state_dir, RAY_ADDRESS=address, **RAY)
+            flags = ["--state-dir", state_dir, "--max-series", 150]
+            made = gradwatch("collector", "--on-ray", *flags, RAY_ADDRESS=address, **RAY)
             assert (made.returncode, str(state_dir) in made.stderr) == (0, True), made.stderr
         policy = write_policy(tmp_path / "policy.yaml", storage / RUN)
         script = ["--strike", 60, "--steps", 70, "--sleep", 0.1, "--callback", "--policy", policy, "--ask"]
@@ -201,6 +202,7 @@ def test_the_collector_of_a_cluster_is_started_again_and_follows_the_policy_of_t
         run = threads.submit(without_launcher, address, storage, *script, **env)
         until((storage / "began").exists, 120)
         (collector,) = processes_with(str(state_dir))
+        assert "--max-series 150" in " ".join(collector.cmdline())
         collector.parent().kill()
         said = run.result()
         told = gradwatch("incidents", "--state-dir", state_dir, "--json")
