@@ -150,7 +150,7 @@ def test_the_keyboard_is_enough(it: Site, browser: Any):
     find(browser, ".verdict")
     assert browser.switch_to.active_element.tag_name == "h1", "whoever cannot see is told of the new view"
     go(browser, f"{it.url}/#/jobs/{LIVE}")
-    canvas = find(browser, "canvas")
+    canvas = find(browser, "canvas[tabindex]")
     until(lambda: int(canvas.get_attribute("width")) > 30)
     canvas.send_keys(Keys.HOME, Keys.ARROW_DOWN)
     said = read(browser, ".readout")
@@ -270,7 +270,7 @@ def test_a_thousand_ranks_are_drawn_and_a_jobs_name_is_only_text(tmp_path: Path,
     def drawn(url: str) -> tuple[list[int], str, str]:
         go(browser, url)
         click(browser, "table a", name)
-        canvas = find(browser, "canvas")
+        canvas = find(browser, "canvas[tabindex]")
         until(lambda: int(canvas.get_attribute("height")) == 256)
         canvas.send_keys(Keys.HOME, *[Keys.ARROW_DOWN] * 175)
         size = [int(canvas.get_attribute("width")), int(canvas.get_attribute("height"))]
