@@ -62,6 +62,10 @@ campaign: $(INSTALLED) ## 300 random faults and 100 clean models: are all named 
 ray-campaign: $(INSTALLED) ## 10 Ray Train runs with a fault at a random step: do all go back, and end finite?
 	@$(BIN)/python -m tests.campaign.ray
 
+.PHONY: kills
+kills: $(INSTALLED) ## SIGKILL ranks, sidecar and collector 20 times each: is any event lost?
+	@KILLS=20 $(BIN)/python -m pytest tests/e2e/test_loses_nothing.py
+
 .PHONY: attribution
 attribution: $(INSTALLED) ## The catalogue of faults at random places: a table of what is named
 	@$(BIN)/python -m tests.campaign.attribution

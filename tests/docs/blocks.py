@@ -38,9 +38,9 @@ class Elsewhere(NamedTuple):
 ELSEWHERE = [
     Elsewhere(r"make (demo|test|check)$", (".ci/run", "make {}"), "CI runs it"),
     Elsewhere(r"make venv$", ("Makefile", "venv: $(INSTALLED)"), "all of these begin with it"),
-    Elsewhere(
-        r"make (campaign|bench|campaign-rollbacks|ray-campaign|attribution|screenshots)$", None, "takes hours"
-    ),
+    Elsewhere(r"make (campaign|bench|campaign-rollbacks|ray-campaign|attribution)$", None, "takes long"),
+    Elsewhere(r"make kills$", ("tests/e2e/test_loses_nothing.py", "KILLS"), "fewer of them"),
+    Elsewhere(r"make screenshots$", ("tests/page/test_page.py", "site"), "the same pages, without pictures"),
     Elsewhere(r"python -m scripts\.", ("tests/docs/test_reference.py", "scripts.reference"), "with --check"),
     Elsewhere(
         r"pip install gradwatch$",
