@@ -1,4 +1,4 @@
-"""Promise three on the whole chain: real ranks, sidecar and collector, killed by SIGKILL, 8 times each; `make kills`: 20."""
+"""Promise three on the whole chain: real ranks, sidecar and collector, killed by SIGKILL again and again."""
 
 from __future__ import annotations
 
