@@ -43,6 +43,7 @@ def test_where_it_listens_is_written_while_it_runs(tmp_path: Path):
                 "http": info.http,
                 "started_at": info.started_at,
                 "version": info.version,
+                "id": (state_dir / "collector.id").read_text().strip(),
             }
             assert statedir.holder(state_dir) == info
         assert not (state_dir / "collector.json").exists()

@@ -21,6 +21,9 @@ PAGES = [
 ]
 
 
+PROGRAMS = "gradwatch|pip|python|torchrun|make|ray|helm|kubectl|docker|step|curl|promtool|mkdocs"
+
+
 class Elsewhere(NamedTuple):
     """A command that is not run by the test of the pages.
 
@@ -62,6 +65,15 @@ ELSEWHERE = [
         r"helm install", ("tests/helm/test_release.py", '"install"'), "there, as far as without a cluster"
     ),
     Elsewhere(r"gradwatch collector --on-ray", ("tests/e2e/test_ray.py", "--on-ray"), "wants a Ray cluster"),
+    Elsewhere(r"kubectl -n", None, "wants a cluster; what it makes is what the tests' pods are given"),
+    Elsewhere(
+        r"docker build", None, "wants a builder; the wheel that it installs is built and installed by a test"
+    ),
+    Elsewhere(
+        r"step certificate create",
+        ("tests/certificates.py", "def "),
+        "wants step-ca; the tests make the same",
+    ),
 ]
 
 
@@ -81,6 +93,13 @@ def commands(page: Path) -> Iterator[Command]:
             text = re.sub(r"\s+#.*$", "", part.strip(), flags=re.MULTILINE)
             if text:
                 yield Command(page, text)
+
+
+def hidden(page: Path) -> Iterator[str]:
+    """Commands in blocks that are not said to be of a shell, where nobody would run them."""
+    for kind, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if kind != "sh":
+            yield from re.findall(rf"^ *\$? ?(?:{PROGRAMS}) .*", block, re.MULTILINE)
 
 
 def elsewhere(command: Command) -> Elsewhere | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.blocks import ELSEWHERE, PAGES, commands, elsewhere
+from tests.docs.blocks import ELSEWHERE, PAGES, commands, elsewhere, hidden
 from tests.ranks import REPOSITORY
 
 if TYPE_CHECKING:
@@ -200,3 +200,8 @@ def test_what_is_run_elsewhere_is_run_there():
         if one.by is not None:
             file, word = one.by
             assert word.format("test") in (REPOSITORY / file).read_text(), one
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_command_is_in_a_block_that_is_not_looked_at(page):
+    assert list(hidden(page)) == []

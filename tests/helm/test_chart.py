@@ -34,7 +34,7 @@ MATRIX = {
         {
             "policy": {"text": POLICY},
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-            "prometheusRule": {"enabled": True},
+            "prometheusRule": {"enabled": True, "runbookUrl": "https://runbooks.example/gradwatch"},
             "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Training"}},
             "commonLabels": {"team": "ml"},
             "podAnnotations": {"example.org/a": "b"},
@@ -107,6 +107,7 @@ REFUSED = {
     "root": ("runAsUser: 0", "(?s)runAsUser.*(greater than or equal to 1|want 1)"),
     "a digest that is none": ("image: {digest: latest}", "(?s)image.digest.*(pattern)"),
     "a tag in the repository": ("image: {repository: 'gradwatch:1'}", "(?s)image.repository.*pattern"),
+    "runbooks nowhere": ("prometheusRule: {runbookUrl: runbooks}", "(?s)prometheusRule.runbookUrl.*pattern"),
     "an unknown service type": ("service: {type: Headless}", "(?s)service.type.*'?ClusterIP"),
     "a port that is none": ("service: {grpcPort: 77000}", "(?s)service.grpcPort.*(65535|65,535)"),
     "two collectors unavailable of one": (
@@ -270,8 +271,12 @@ def test_a_policy_is_a_folder_so_that_a_change_arrives_without_a_restart():
 
 def test_rules_and_dashboards_are_embedded_as_they_are():
     manifests = render(MATRIX["everything"])
-    (rules,) = parse((CHART / "rules" / "gradwatch.rules.yaml").read_text())
-    assert the(manifests, "PrometheusRule")["spec"] == rules
+    text = (CHART / "rules" / "gradwatch.rules.yaml").read_text()
+    (default,) = parse(text)
+    shown = "prometheusRule: {enabled: true}"
+    assert the(render(shown), "PrometheusRule")["spec"] == default
+    (published,) = parse(re.sub(r"https://\S+/runbooks/", "https://runbooks.example/gradwatch/", text))
+    assert the(manifests, "PrometheusRule")["spec"] == published != default
     for path in (CHART / "dashboards").glob("*.json"):
         kept = [one["data"] for one in manifests if one["kind"] == "ConfigMap" and path.name in one["data"]]
         assert [json.loads(data[path.name]) for data in kept] == [json.loads(path.read_text())]

@@ -15,6 +15,8 @@ import pytest
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.sidecar import cleanup, cursor
+from gradwatch.collector.app import running as collecting
+from tests.collector.running import config, http
 from tests.sidecar.ingest import serving, until
 from tests.sidecar.journals import Writer
 
@@ -273,3 +275,46 @@ def test_a_full_disk_stops_nothing(state_dir, tmp_path):
         asyncio.run(scenario())
     finally:
         subprocess.run(["umount", str(full)], check=True)
+
+
+def test_another_collector_at_the_port_of_a_killed_one_gets_nothing(tmp_path):
+    """What is meant for the first waits until it is back, wherever that is then."""
+    state_dir, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    own = state_dir / "spool" / "mine"
+    own.mkdir(parents=True)
+
+    async def kinds(info) -> list[str]:
+        async with http(info) as client:
+            answer = await client.get("/api/v1/jobs/job/events")
+        return [event["kind"] for event in answer.json()] if answer.is_success else []
+
+    async def scenario():
+        with Writer(own) as writer:
+            async with running(own, state_dir) as process:
+                async with collecting(config(tmp_path)) as first:
+                    who = {"incarnation": writer.incarnation, "job": "job", "attempt_key": "k", "rank": 0}
+                    writer.append("hello", who | {"world_size": 1, "node": "n", "pid": 1, "device": "cpu"})
+                    await arrived(lambda: kinds(first), ["hello"])
+                    left = (state_dir / "collector.json").read_text()
+                # As one that is killed leaves it.
+                (state_dir / "collector.json").write_text(left)
+                async with collecting(config(tmp_path, state_dir=elsewhere, grpc=first.grpc)) as other:
+                    writer.fault()
+                    while b"another collector" not in await asyncio.wait_for(process.stderr.readline(), 30):
+                        pass
+                    async with http(other) as client:
+                        assert (await client.get("/api/v1/jobs")).json() == []
+                    async with collecting(config(tmp_path)) as back:
+                        assert (back.id, back.grpc != first.grpc) == (first.id, True)
+                        await arrived(lambda: kinds(back), ["hello", "fault"])
+                    assert await kinds(other) == []
+
+    asyncio.run(scenario())
+
+
+async def arrived(ask, wanted) -> None:
+    for _ in range(300):
+        if await ask() == wanted:
+            return
+        await asyncio.sleep(0.1)
+    assert await ask() == wanted

@@ -123,7 +123,8 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
         )
         board = Board(engine)
         notifier = None if config.webhook is None else Notifier(engine, config.webhook)
-        grpc_server = GrpcServer(engine, board, door)
+        identity = statedir.identity(config.state_dir)
+        grpc_server = GrpcServer(engine, board, door, identity)
         # Lets go of the port if what follows fails.
         stack.push_async_callback(grpc_server.stop)
         grpc_port = _with_fallback(
@@ -150,6 +151,7 @@ async def running(config: CollectorConfig) -> AsyncIterator[CollectorInfo]:
             http=http_url,
             started_at=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
             version=collector_version(),
+            id=identity,
         )
         statedir.write_info(config.state_dir, info)
         stack.callback(statedir.remove_info, config.state_dir)

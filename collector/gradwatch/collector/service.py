@@ -55,13 +55,15 @@ class Ingest(rpc.IngestServicer):
         board: gives the statuses.
         http_url: where people look.
         gate: tells who a stream is from.
+        identity: which collector this is.
     """
 
-    def __init__(self, engine: Engine, board: Board, http_url: str, gate: GrpcGate) -> None:
+    def __init__(self, engine: Engine, board: Board, http_url: str, gate: GrpcGate, identity: str) -> None:
         self._engine = engine
         self._board = board
         self._http_url = http_url
         self._gate = gate
+        self._identity = identity
 
     async def Stream(  # type: ignore[override]  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Report], context: _Context
@@ -85,6 +87,10 @@ class Ingest(rpc.IngestServicer):
     ) -> None:
         # Asked each time: a stream lasts for days, and an identity may be taken back meanwhile.
         identity = await self._agent(context)
+        if message.sidecar.collector not in {"", self._identity}:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "this is another collector than the one that was meant"
+            )
         forbidden = why_not_theirs(identity, (*subscription.jobs, *message.sidecar.jobs))
         if forbidden is not None:
             await self._gate.forbid(context, forbidden)
@@ -148,13 +154,15 @@ class GrpcServer:
         engine: takes the reports.
         board: gives the statuses.
         door: tells who clients are, and what to show them.
+        identity: which collector this is: reports that are meant for another are not taken.
     """
 
-    def __init__(self, engine: Engine, board: Board, door: Door) -> None:
+    def __init__(self, engine: Engine, board: Board, door: Door, identity: str) -> None:
         self._engine = engine
         self._board = board
         self._door = door
         self._gate = GrpcGate(door)
+        self._identity = identity
         self._server = grpc.aio.server(options=_OPTIONS, interceptors=[self._gate])
 
     def bind(self, address: str, *, tls: bool) -> int:
@@ -175,7 +183,7 @@ class GrpcServer:
 
     async def start(self, http_url: str) -> None:
         """Begin to serve."""
-        ingests = Ingest(self._engine, self._board, http_url, self._gate)
+        ingests = Ingest(self._engine, self._board, http_url, self._gate, self._identity)
         rpc.add_IngestServicer_to_server(ingests, self._server)
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)

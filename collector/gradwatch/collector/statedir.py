@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LOCK = "collector.lock"
 INFO = "collector.json"
+ID = "collector.id"
 DATABASE = "collector.db"
 # Someone who only reads, or a collector that is just ending, lets go soon.
 _PATIENCE_SECONDS = 2.0
@@ -34,6 +36,7 @@ class CollectorInfo:
     """What `collector.json` says of the collector that runs.
 
     Attributes:
+        id: of the state directory, the same for each collector that holds it.
         grpc: HOST:PORT.
         grpc_tls: whether it speaks TLS there.
         http: URL.
@@ -46,6 +49,7 @@ class CollectorInfo:
     http: str
     started_at: str
     version: str
+    id: str = ""
 
 
 def default_state_dir() -> Path:
@@ -71,10 +75,28 @@ def holder(state_dir: Path) -> CollectorInfo | None:
 def read_info(state_dir: Path) -> CollectorInfo | None:
     """Read `collector.json`; None when it is absent or of no use."""
     try:
-        document = json.loads((state_dir / INFO).read_text())
+        # One of an earlier version has no id.
+        document = {"id": "", **json.loads((state_dir / INFO).read_text())}
         return CollectorInfo(**{name: document[name] for name in CollectorInfo.__dataclass_fields__})
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def identity(state_dir: Path) -> str:
+    """The state directory's id, made when there is none; to be asked by who holds the directory.
+
+    A port that one collector has left may be another's a moment later: by the id a sidecar knows that it is.
+    """
+    path = state_dir / ID
+    with contextlib.suppress(OSError, ValueError):
+        known = path.read_text().strip()
+        if known:
+            return known
+    made = uuid.uuid4().hex
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(made + "\n")
+    scratch.replace(path)
+    return made
 
 
 def write_info(state_dir: Path, info: CollectorInfo) -> None:

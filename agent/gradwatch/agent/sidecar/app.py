@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gradwatch.agent.checkpoints.result import Layout
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.node import node_name
-from gradwatch.agent.sidecar import cleanup, cursor, tail
+from gradwatch.agent.sidecar import cleanup, cursor, tail, whereabouts
 from gradwatch.agent.sidecar.access import NOT_VERIFIED, Access, AccessError, Credentials
 from gradwatch.agent.sidecar.checkpoints import About, Checkpoints
 from gradwatch.agent.sidecar.client import Client, CollectorUnavailableError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradwatch.agent.checkpoints.place import Place
+    from gradwatch.agent.sidecar.whereabouts import Whereabouts
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ async def ship(config: SidecarConfig, ending: asyncio.Event, orphaned: asyncio.E
 
 async def _ship(config: SidecarConfig, ending: asyncio.Event, orphaned: asyncio.Event | None) -> Drained:
     identity = secrets.token_hex(16)
+    collector = _Collector(config)
 
     def take(directive: pb.Directive) -> None:
         sidecar.take(directive)
@@ -139,7 +141,7 @@ async def _ship(config: SidecarConfig, ending: asyncio.Event, orphaned: asyncio.
             checkpoints.take(directive.task)
 
     client = Client(
-        lambda: _address(config), lambda: _hello(config, identity), take, lambda: _credentials(config)
+        collector.address, lambda: _hello(config, identity, collector.id), take, collector.credentials
     )
     sidecar = Sidecar(config.spool, _neighbours(config), client)
     checkpoints = _checkpoints(config, sidecar)
@@ -209,7 +211,7 @@ def about(config: SidecarConfig) -> About | None:
         return None
 
 
-def _hello(config: SidecarConfig, identity: str) -> pb.Sidecar:
+def _hello(config: SidecarConfig, identity: str, collector: str) -> pb.Sidecar:
     launches: list[str] = []
     with contextlib.suppress(OSError):
         launches = tail.list_launches(config.spool)
@@ -219,6 +221,7 @@ def _hello(config: SidecarConfig, identity: str) -> pb.Sidecar:
         version=importlib.metadata.version("gradwatch"),
         jobs=[config.job] if config.job else [],
         launches=launches,
+        collector=collector,
     )
 
 
@@ -229,38 +232,50 @@ def _neighbours(config: SidecarConfig) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _address(config: SidecarConfig) -> str:
-    return config.collector or _found(config)[0]
+class _Collector:
+    """The collector that is meant: named, or by what it has left in the state folder.
 
+    Attributes:
+        id: which one it is; empty while that is not known, as of one that is named by its address alone.
+            Once it is killed, its port may be another's before it is back.
+    """
 
-def _credentials(config: SidecarConfig) -> Credentials:
-    try:
-        credentials = config.access.read()
-    except AccessError as error:
-        raise CollectorUnavailableError(str(error)) from error
-    if config.collector is not None:
+    def __init__(self, config: SidecarConfig) -> None:
+        self._config = config
+        self.id = ""
+
+    def address(self) -> str:
+        """Where it is now; raises `CollectorUnavailableError`."""
+        if self._config.collector is not None:
+            return self._config.collector
+        found = self._found()
+        self.id = found.id
+        return found.grpc
+
+    def credentials(self) -> Credentials:
+        """What to show, and whom to trust; raises `CollectorUnavailableError`."""
+        try:
+            credentials = self._config.access.read()
+        except AccessError as error:
+            raise CollectorUnavailableError(str(error)) from error
+        if self._config.collector is not None:
+            return credentials
+        # The collector of this machine says itself whether it speaks TLS.
+        if not self._found().grpc_tls:
+            return dataclasses.replace(credentials, ca=None)
+        if credentials.ca is None:
+            raise CollectorUnavailableError(
+                f"{NOT_VERIFIED}: it wants --tls-ca, the CA that signed its certificate"
+            )
         return credentials
-    # The collector of this machine says itself whether it speaks TLS.
-    _, speaks_tls = _found(config)
-    if not speaks_tls:
-        return dataclasses.replace(credentials, ca=None)
-    if credentials.ca is None:
-        raise CollectorUnavailableError(
-            f"{NOT_VERIFIED}: it wants --tls-ca, the CA that signed its certificate"
-        )
-    return credentials
 
-
-def _found(config: SidecarConfig) -> tuple[str, bool]:
-    """Where the collector of this machine listens, and whether it speaks TLS there."""
-    if config.state_dir is None:
-        raise CollectorUnavailableError("no collector is named, and no state folder to find one in")
-    path = config.state_dir / "collector.json"
-    try:
-        found = json.loads(path.read_bytes())
-        return str(found["grpc"]), found.get("grpc_tls") is True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CollectorUnavailableError(f"no collector has left its address in {path}: {error}") from error
+    def _found(self) -> Whereabouts:
+        if self._config.state_dir is None:
+            raise CollectorUnavailableError("no collector is named, and no state folder to find one in")
+        try:
+            return whereabouts.read(self._config.state_dir)
+        except whereabouts.UnknownError as error:
+            raise CollectorUnavailableError(str(error)) from error
 
 
 async def _watch_parent(parent: int | None, orphaned: asyncio.Event, ending: asyncio.Event) -> None:

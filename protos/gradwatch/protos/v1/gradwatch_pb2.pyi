@@ -1609,9 +1609,12 @@ class Sidecar(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     JOBS_FIELD_NUMBER: builtins.int
     LAUNCHES_FIELD_NUMBER: builtins.int
+    COLLECTOR_FIELD_NUMBER: builtins.int
     id: builtins.str
     node: builtins.str
     version: builtins.str
+    collector: builtins.str
+    """the one this is meant for, by its id; any when empty"""
     @property
     def jobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """whose status this sidecar wants"""
@@ -1628,8 +1631,9 @@ class Sidecar(google.protobuf.message.Message):
         version: builtins.str = ...,
         jobs: collections.abc.Iterable[builtins.str] | None = ...,
         launches: collections.abc.Iterable[builtins.str] | None = ...,
+        collector: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "jobs", b"jobs", "launches", b"launches", "node", b"node", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["collector", b"collector", "id", b"id", "jobs", b"jobs", "launches", b"launches", "node", b"node", "version", b"version"]) -> None: ...
 
 Global___Sidecar: typing_extensions.TypeAlias = Sidecar
 

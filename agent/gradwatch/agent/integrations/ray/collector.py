@@ -11,6 +11,7 @@ import ray
 
 from gradwatch.agent.integrations.ray.kept import Kept
 from gradwatch.agent.integrations.ray.relay import FarEnd
+from gradwatch.agent.sidecar import whereabouts
 from gradwatch.agent.sidecar.cursor import replace_file
 
 NAME = "gradwatch-collector"
@@ -37,7 +38,7 @@ class CollectorActor:
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._flags = flags
         self._collector: Kept | None = None
-        self._far = FarEnd(lambda: str(self._info()["grpc"]))
+        self._far = FarEnd(self._state_dir)
 
     async def run(self) -> str:
         """Keep the collector running from now on; returns the state folder. Again, it changes nothing."""
@@ -62,9 +63,10 @@ class CollectorActor:
     async def where(self) -> dict[str, Any] | None:
         """Where it listens on its node, as in `collector.json`; None before that is known."""
         try:
-            return self._info()
+            found: dict[str, Any] = json.loads((self._state_dir / whereabouts.INFO).read_bytes())
         except (OSError, ValueError):
             return None
+        return found
 
     async def pids(self) -> tuple[int, int | None]:
         """The process ids of the actor and of the collector."""
@@ -91,10 +93,6 @@ class CollectorActor:
     async def close(self, number: int) -> None:
         """See `FarEnd`."""
         self._far.close(number)
-
-    def _info(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self._state_dir / "collector.json").read_bytes())
-        return found
 
 
 def ensure_collector(state_dir: str | os.PathLike[str], *, flags: tuple[str, ...] = ()) -> Any:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gradwatch.agent.sidecar import whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,21 +24,29 @@ class FarEnd:
     """The side at the collector: an actor's methods, called by near ends.
 
     Args:
-        address: HOST:PORT to connect to, asked at each connection.
+        state_dir: where the collector of this host leaves its address, asked at each connection.
     """
 
-    def __init__(self, address: Callable[[], str]) -> None:
-        self._address = address
+    def __init__(self, state_dir: Path) -> None:
+        self._state_dir = state_dir
         self._streams: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def open(self) -> int:
         """Connect; returns the connection's number.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: the collector does not listen.
+            UnknownError: it has not left its address.
         """
-        host, _, port = self._address().rpartition(":")
+        found = whereabouts.read(self._state_dir)
+        host, _, port = found.grpc.rpartition(":")
         streams = await asyncio.open_connection(host, int(port))
+        try:
+            # While it lives the port is its own; of one that was killed the port may be another's.
+            os.kill(found.pid, 0)
+        except OSError:
+            streams[1].close()
+            raise
         # Of no earlier life of this actor.
         number = secrets.randbits(63)
         self._streams[number] = streams
@@ -75,8 +85,7 @@ class Relay:
     """An actor at the host of a collector that has left its address in a state folder."""
 
     def __init__(self, state_dir: str) -> None:
-        self._path = Path(state_dir) / "collector.json"
-        self._far = FarEnd(lambda: str(json.loads(self._path.read_bytes())["grpc"]))
+        self._far = FarEnd(Path(state_dir))
 
     async def open(self) -> int:
         """See `FarEnd`."""
