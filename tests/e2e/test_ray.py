@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 import torch
 
+from gradwatch.cli.launcher import collector_state
 from tests.agent.test_bitwise import same_bits
 from tests.cli.command import gradwatch, processes_with, until
 from tests.e2e.jobs import Job, verdict
 from tests.ranks import REPOSITORY
-from tests.ray_jobs import POLLS_OFTEN, RAY, TRAINING, poisoned, ray_cluster, starts_of, train
+from tests.ray_jobs import (
+    POLLS_OFTEN,
+    RAY,
+    TRAINING,
+    bare_environment,
+    poisoned,
+    ray_cluster,
+    starts_of,
+    train,
+)
 from tests.recovery import write_policy
 from tests.s3 import s3_bucket
 
@@ -211,6 +223,26 @@ def test_the_collector_of_a_cluster_is_started_again_and_follows_the_policy_of_t
     assert (incident["first"]["rank"], incident["step"]) == (1, 60)
     # No launcher is there to tell it.
     assert f"gradwatch: incident {incident['id']}: Rank 1 " in said
+
+
+def test_the_collector_of_a_cluster_comes_back_elsewhere_when_its_node_dies(tmp_path):
+    state_dir, storage = tmp_path / "collector", tmp_path / "storage"
+    script = ["--strike", 100, "--steps", 120, "--sleep", 0.1, "--save-every", 20, "--callback"]
+    with ray_cluster() as cluster, ThreadPoolExecutor() as threads:
+        env = bare_environment() | {"RAY_ADDRESS": cluster.address}
+        start = [sys.executable, "-m", "tests.training.ray_collector", state_dir]
+        subprocess.run(start, env=env, cwd=REPOSITORY, check=True)
+        first = until(lambda: collector_state.ready(state_dir), 60)
+        state = {"GRADWATCH_STATE_DIR": str(tmp_path / "state")}
+        run = threads.submit(without_launcher, cluster.address, storage, *script, **state)
+        until((storage / "began").exists, 120)
+        cluster.kill_second_node()
+        run.result()
+        second = until(lambda: collector_state.ready(state_dir), 60)
+        told = gradwatch("incidents", "--url", second.http, "--json")
+    assert (second.id, second.pid != first.pid) == (first.id, True)
+    (incident,) = told.json
+    assert (incident["first"]["rank"], incident["step"]) == (1, 100)
 
 
 def test_a_cluster_without_gradwatch_in_its_image_trains_on_and_says_so(tmp_path):
