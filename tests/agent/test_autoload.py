@@ -8,12 +8,12 @@ import subprocess
 import sys
 import timeit
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from gradwatch.agent.probe.autoload import autoload
 from tests.ranks import REPOSITORY, environment
+from tests.torch_alone import link_torch
 
 
 def python(code, *arguments, **env):
@@ -118,24 +118,7 @@ def test_the_probe_alone_is_enough_in_a_training_image(wheel, how, tmp_path):
             archive.extractall(target)
     image = tmp_path / "image"
     image.mkdir()
-    for package in (
-        "torch",
-        "torchgen",
-        "functorch",
-        "numpy",
-        "numpy.libs",
-        "typing_extensions.py",
-        "sympy",
-        "mpmath",
-        "filelock",
-        "networkx",
-        "jinja2",
-        "markupsafe",
-        "fsspec",
-    ):
-        found = [Path(path) / package for path in sys.path if (Path(path) / package).exists()]
-        if found:
-            (image / package).symlink_to(found[0])
+    link_torch(image)
     code = (
         "import torch, sys, gradwatch.agent\n"
         "from gradwatch.agent.probe.activate import active\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradwatch.collector.boundary import boundary
+from types import SimpleNamespace
+
+from gradwatch.collector.boundary import boundary, boundary_of
 
 
 def parameter(name):
@@ -73,3 +75,16 @@ def test_nobody_is_called_clean_while_bad_ones_are_not_listed():
     found = boundary(0, [report(bad(4, 5), total=3)], MODEL)
     assert {one.state for one in found.parameters[:-1]} == {"unknown"}
     assert found.missing[0].startswith("2 more bad gradients")
+
+
+def test_only_that_round_and_that_model_count():
+    first = SimpleNamespace(rank=1, round=7, microbatch=0)
+    said = [
+        {"root": "gan.d", "round": round_, "microbatch": microbatch} | report(bad(layer, 0))
+        for round_, microbatch, layer in ((6, 0, 2), (7, 0, 4), (7, 1, 5))
+    ]
+    models = [{"root": "gan.d", "parameters": MODEL}, {"root": "gan.g", "parameters": [parameter("other")]}]
+    found = boundary_of(first, said, models)
+    assert [one.name for one in found.parameters if one.state == "bad"] == ["layers.4.weight"]
+    assert (found.rank, found.total) == (1, len(MODEL))
+    assert boundary_of(None, [], models).missing == ["No rank is known to have been first."]

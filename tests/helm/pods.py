@@ -6,27 +6,13 @@ import os
 import subprocess
 import sys
 import venv
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.ranks import REPOSITORY
+from tests.torch_alone import link_torch
 
-# torch, and what it needs.
-PACKAGES = (
-    "torch",
-    "torchgen",
-    "functorch",
-    "numpy",
-    "numpy.libs",
-    "typing_extensions.py",
-    "sympy",
-    "mpmath",
-    "filelock",
-    "networkx",
-    "jinja2",
-    "markupsafe",
-    "fsspec",
-    "setuptools",
-)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def make_image(folder: Path) -> Path:
@@ -34,10 +20,7 @@ def make_image(folder: Path) -> Path:
     venv.create(folder, symlinks=True, with_pip=False)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = folder / "lib" / version / "site-packages"
-    for package in PACKAGES:
-        found = [Path(path) / package for path in sys.path if (Path(path) / package).exists()]
-        if found:
-            (packages / package).symlink_to(found[0])
+    link_torch(packages)
     return folder / "bin"
 
 

@@ -16,6 +16,8 @@ from gradwatch.collector.schema import Document
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from gradwatch.collector.model import Sighting
+
 # Clean neighbours that are shown on each side.
 _AROUND = 4
 _SHOWN = 24
@@ -46,6 +48,27 @@ class BoundaryDocument(Document):
     bad: int | None = Field(description="Parameters whose gradients were bad in that round.")
     total: int | None = Field(description="Parameters of the model.")
     missing: list[str] = Field(description="What is not known, in sentences.")
+
+
+def boundary_of(
+    first: Sighting | None, said: Iterable[Mapping[str, Any]], models: Iterable[Mapping[str, Any]]
+) -> BoundaryDocument:
+    """Around an incident's first bad gradient, from the log of events.
+
+    Args:
+        first: where the incident began; None when nobody is known to have been first.
+        said: what its rank ever reported of non-finite gradients in that attempt.
+        models: all that the attempt trains.
+    """
+    if first is None:
+        return boundary(None, [], [])
+    reports = list(said)
+    roots = {one["root"] for one in reports}
+    return boundary(
+        first.rank,
+        (one for one in reports if (one["round"], one["microbatch"]) == (first.round, first.microbatch)),
+        (parameter for one in models if one["root"] in roots for parameter in one["parameters"]),
+    )
 
 
 def boundary(

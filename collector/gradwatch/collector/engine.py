@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gradwatch.collector.access.identity import ANYBODY
 from gradwatch.collector.access.reports import why_not_taken
 from gradwatch.collector.books import Books
-from gradwatch.collector.boundary import BoundaryDocument, boundary
+from gradwatch.collector.boundary import BoundaryDocument, boundary_of
 from gradwatch.collector.errors import ForbiddenError, OperatorError, StoreError
 from gradwatch.collector.fold import fold, tick
 from gradwatch.collector.model import Changes, FoldConfig, Incident, State, apply
@@ -170,27 +170,12 @@ class Engine:
         return await self._in_thread(lambda: self._store.audit(job, after=after, limit=limit))
 
     async def boundary(self, incident: Incident) -> BoundaryDocument:
-        """The parameters around the place where an incident began; see `boundary.boundary`."""
-        first = incident.verdict.first
-        rank = None if first is None else first.rank
+        """The parameters around the place where an incident began; see `boundary.boundary_of`."""
+        first, attempt = incident.verdict.first, incident.attempt
 
         def read() -> BoundaryDocument:
-            models = self._store.said(incident.attempt, "model")
-            said = [] if rank is None else self._store.said(incident.attempt, "nonfinite", rank=rank)
-            roots = {one["root"] for one in said}
-            parameters = [
-                parameter for one in models if one["root"] in roots for parameter in one["parameters"]
-            ]
-            return boundary(
-                rank,
-                [
-                    one
-                    for one in said
-                    if first is not None
-                    and (one["round"], one["microbatch"]) == (first.round, first.microbatch)
-                ],
-                parameters,
-            )
+            said = [] if first is None else self._store.said(attempt, "nonfinite", rank=first.rank)
+            return boundary_of(first, said, self._store.said(attempt, "model"))
 
         return await self._in_thread(read)
 

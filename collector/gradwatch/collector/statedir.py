@@ -86,16 +86,20 @@ def identity(state_dir: Path) -> str:
     """The state directory's id, made when there is none; to be asked by who holds the directory.
 
     A port that one collector has left may be another's a moment later: by the id a sidecar knows that it is.
+
+    Raises:
+        StateDirError: it can be neither read nor written.
     """
     path = state_dir / ID
-    with contextlib.suppress(OSError, ValueError):
-        known = path.read_text().strip()
-        if known:
+    try:
+        if path.exists() and (known := path.read_text("ascii", "replace").strip()):
             return known
-    made = uuid.uuid4().hex
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(made + "\n")
-    scratch.replace(path)
+        made = uuid.uuid4().hex
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(made + "\n")
+        scratch.replace(path)
+    except OSError as error:
+        raise StateDirError(f"cannot use {path}: {error.strerror}") from error
     return made
 
 

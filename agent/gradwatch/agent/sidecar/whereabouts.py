@@ -26,12 +26,14 @@ class Whereabouts:
         id: which collector it is: that of the state folder, the same after each start; empty for one
             that does not say.
         pid: its process.
+        http: URL of its API.
     """
 
     grpc: str
     grpc_tls: bool
     id: str
     pid: int
+    http: str
 
 
 def read(state_dir: Path) -> Whereabouts:
@@ -48,6 +50,7 @@ def read(state_dir: Path) -> Whereabouts:
             grpc_tls=found.get("grpc_tls") is True,
             id=str(found.get("id", "")),
             pid=int(found.get("pid", 0)),
+            http=str(found.get("http", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnknownError(f"no collector has left its address in {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -63,10 +64,9 @@ class CollectorActor:
     async def where(self) -> dict[str, Any] | None:
         """Where it listens on its node, as in `collector.json`; None before that is known."""
         try:
-            found: dict[str, Any] = json.loads((self._state_dir / whereabouts.INFO).read_bytes())
-        except (OSError, ValueError):
+            return dataclasses.asdict(whereabouts.read(self._state_dir))
+        except whereabouts.UnknownError:
             return None
-        return found
 
     async def pids(self) -> tuple[int, int | None]:
         """The process ids of the actor and of the collector."""
