@@ -130,8 +130,8 @@ class Timeline:
 
     def segment(self, generation: int, attempt: int) -> Segment | None:
         """An attempt's."""
-        known = ((one.generation, one.attempt) == (generation, attempt) for one in self.segments)
-        return next((one for one, is_it in zip(self.segments, known, strict=True) if is_it), None)
+        wanted = (generation, attempt)
+        return next((one for one in self.segments if (one.generation, one.attempt) == wanted), None)
 
     def has_ended(self, segment: Segment, row: int) -> bool:
         """Whether the processes of all ranks of a row are gone."""

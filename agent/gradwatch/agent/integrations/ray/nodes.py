@@ -76,11 +76,8 @@ class Nodes:
 
     def _attendant(self, node_id: str) -> Any:
         actor = ray.remote(num_cpus=0, max_restarts=-1)(Attendant)
-        placed = actor.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-            name=None,
-        )
-        return placed.remote(**self._settings)
+        place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+        return actor.options(scheduling_strategy=place).remote(**self._settings)
 
     def _attend(self, attendant: Any) -> Any:
         # Here and not in the constructor: with a handle among its arguments Ray does not promise that it can
