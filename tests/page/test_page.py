@@ -16,8 +16,6 @@ from selenium.webdriver.common.keys import Keys
 from gradwatch.cli.launcher import collector_state
 from gradwatch.collector.app import running
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
-from tests.cli.command import gradwatch
-from tests.cli.test_reading import write_job
 from tests.collector.client import batch, hello, nonfinite, progress, sidecar
 from tests.collector.running import config
 from tests.page.site import Site, chromium, site, until
@@ -207,42 +205,6 @@ def test_a_phone_scrolls_up_and_down_only(it: Site, where: str):
         find(phone, "table")
         widths = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert widths == [390, 390]
-
-
-def test_a_viewer_is_told_that_only_an_operator_may(tmp_path: Path, browser: Any):
-    own = tmp_path / "spool" / "mine"
-    own.mkdir(parents=True)
-    write_job(own)
-    state = tmp_path / "state"
-    with site(tmp_path):
-        assert gradwatch("sidecar", "--spool", own, "--state-dir", state, "--drain").returncode == 0
-    file = tmp_path / "identities.yaml"
-    tokens = {
-        role: gradwatch("token", "new", "--name", role, "--role", role, "--file", file).stdout.strip()
-        for role in ("viewer", "operator")
-    }
-    with site(tmp_path, "--identities", str(file)) as closed:
-        browser.execute_cdp_cmd("Network.enable", {})
-        shown = {"headers": {"Authorization": f"Bearer {tokens['viewer']}"}}
-        browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", shown)
-        try:
-            go(browser, f"{closed.url}/#/jobs/job")
-            button = find(browser, "button.danger")
-            # There is nothing to go back to here; what matters is what the dialog would say.
-            browser.execute_script("arguments[0].disabled = false", button)
-            said = browser.execute_async_script(
-                "const done = arguments[0];"
-                "fetch('/api/v1/jobs/job/rollback', {method: 'POST', body: '{\"to\": \"last-good\"}',"
-                " headers: {'Content-Type': 'application/json', 'X-Gradwatch-Operator': 'me'}})"
-                ".then((answer) => answer.json().then((told) => done([answer.status, told.detail])))"
-            )
-            assert said[0] == 403
-            me = browser.execute_async_script(
-                "fetch('/api/v1/me').then((answer) => answer.json()).then(arguments[0])"
-            )
-            assert me["role"] == "viewer"
-        finally:
-            browser.execute_cdp_cmd("Network.setExtraHTTPHeaders", {"headers": {}})
 
 
 def test_a_thousand_ranks_are_drawn_and_a_jobs_name_is_only_text(tmp_path: Path, browser: Any):
