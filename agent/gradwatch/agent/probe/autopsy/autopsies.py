@@ -28,6 +28,9 @@ PART = "autopsy"
 # That the training waits: for one, and for all of a process.
 SECONDS = 20.0
 SECONDS_IN_ALL = 60.0
+# For the other ranks' parts of sharded parameters, and what these may take together.
+SHARDS_SECONDS = 5.0
+SHARDS_CAP_BYTES = 1 << 30
 
 _ON_A_DEVICE = "a device's weights may have been updated by the time the fault is read out"
 
@@ -104,7 +107,23 @@ class Autopsies:
         if reason is not None:
             self._write(_Report(moment, findings.origin.microbatch), _not_done(reason))
             return
-        self._due[moment.round] = _Due(moment, findings.origin.microbatch)
+        due = self._due[moment.round] = _Due(moment, findings.origin.microbatch)
+        if model.shards is not None:
+            self._ask(due)
+
+    def forget(self, moment: Moment) -> None:
+        """Its round is over, by an exception."""
+        self._due.pop(moment.round, None)
+
+    def _ask(self, due: _Due) -> None:
+        """Ask for the others' parts of the parameters, before they can be updated."""
+        shelf, identity = self._shelf_of_attempt(), self._watcher.identity
+        if shelf is None or identity is None:
+            return
+        try:
+            shelf.ask((due.moment.root, due.moment.round), identity.rank)
+        except OSError as error:
+            due.not_shared = f"it could not be written for them: {error}"
 
     def before_reduction(self, model: WatchedModel, moment: Moment) -> None:
         """The last gradients of a round are about to be reduced. Never raises."""
@@ -135,7 +154,9 @@ class Autopsies:
                 if due is None and self._shelf is not None:
                     # All ranks have seen what the reductions gave of the round that it was for.
                     self._shelf.clear()
-                if due is not None:
+                if model.shards is not None:
+                    self._replay_sharded(model, moment, due)
+                elif due is not None:
                     self._replay_own(model, due)
                 elif bad:
                     self._replay_anothers(model, moment)

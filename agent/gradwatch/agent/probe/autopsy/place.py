@@ -9,7 +9,7 @@ import torch
 from torch.nn.modules import module as torch_module
 
 from gradwatch.agent.probe.autopsy.frames import line_below
-from gradwatch.agent.probe.parameters import clean_path
+from gradwatch.agent.probe.parameters import class_name, clean_path
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -71,7 +71,7 @@ class Places:
         for module in reversed(self._stack):
             path = self._paths.get(id(module))
             if path is not None:
-                return path, type(module).__name__
+                return path, class_name(module)
         return None, None
 
     def _enter(self, module: Any, _args: Any) -> None:

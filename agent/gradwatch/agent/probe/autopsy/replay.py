@@ -20,7 +20,7 @@ from gradwatch.agent.probe.autopsy.values import kinds_of
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
     from gradwatch.agent.probe.autopsy.provenance import Source
@@ -44,13 +44,14 @@ class Case:
     Attributes:
         module: the user's model.
         capsule: what went in.
-        parameters: in the order in which their gradients arrived.
+        parameters: gives, in the child, those in the order in which their gradients arrived; may change the
+            module.
         output_was_bad: whether the model's output was, when it ran; None when not known.
     """
 
     module: torch.nn.Module
     capsule: Capsule
-    parameters: Sequence[torch.Tensor]
+    parameters: Callable[[], Sequence[torch.Tensor]]
     output_was_bad: bool | None
 
 
@@ -60,8 +61,8 @@ def replay(case: Case) -> dict[str, Any]:
     Returns:
         Fields of the `Autopsy` message in its JSON mapping.
     """
+    capsule, parameters = case.capsule, case.parameters()
     places = Places(case.module, replay.__code__)
-    capsule = case.capsule
     inputs = Leaves((capsule.args, capsule.kwargs)).tensors
     dissection = Dissection(
         [
@@ -72,7 +73,7 @@ def replay(case: Case) -> dict[str, Any]:
         places.here,
     )
     try:
-        bad = _passes(case, dissection)
+        bad = _passes(case, parameters, dissection)
     except _NotDone as why:
         return _not_done(str(why))
     except Exception as error:
@@ -87,7 +88,7 @@ class _NotDone(Exception):  # noqa: N818 - an outcome
     """It cannot be replayed, for this reason."""
 
 
-def _passes(case: Case, dissection: Dissection) -> Source | None:
+def _passes(case: Case, parameters: Sequence[torch.Tensor], dissection: Dissection) -> Source | None:
     """Go through both passes; where the first bad result was made, if there is one."""
     capsule = case.capsule
     arguments = _detached(capsule.args), _detached(capsule.kwargs)
@@ -111,16 +112,21 @@ def _passes(case: Case, dissection: Dissection) -> Source | None:
             if case.output_was_bad and not masked:
                 return None
             raise _NotDone(LOSS)
-        return _backward(case, dissection, leaves)
+        return _backward(case, parameters, dissection, leaves)
 
 
-def _backward(case: Case, dissection: Dissection, leaves: Sequence[torch.Tensor]) -> Source | None:
+def _backward(
+    case: Case,
+    parameters: Sequence[torch.Tensor],
+    dissection: Dissection,
+    leaves: Sequence[torch.Tensor],
+) -> Source | None:
     entering = case.capsule.entering
     outputs = [leaf for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad]
     gradients = [
         entering[place] for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad
     ]
-    parameters = [parameter for parameter in case.parameters if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if not outputs:
         raise _NotDone("no gradient came back to the model's output")
     dissection.backward = True

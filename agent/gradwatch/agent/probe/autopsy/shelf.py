@@ -1,16 +1,20 @@
-"""Capsules that other ranks of the same host may replay: files beside the journals.
+"""What ranks of the same host lay down for one another: files beside the journals.
 
 A rank lays its capsule down before the last bucket of the round is reduced, so that whoever sees what the
 reduction gave finds it. The first one takes it away; what nobody took is deleted by its owner a round
 later. None leaves the host.
+
+Where the parameters are sharded, a replay needs those of the others. Whoever has bad gradients asks for them
+before these are reduced, so that whoever sees what the reduction gave sees that they are wanted.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +22,10 @@ from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.autopsy.capsule import Capsule
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
+_POLL_SECONDS = 0.002
 # As it is before `patch_saves`: this is no checkpoint.
 _save = torch.save
 
@@ -39,7 +45,8 @@ class Shelf:
     def __init__(self, folder: Path, attempt: str) -> None:
         self._folder = folder / spool.CAPSULES
         self._attempt = attempt
-        self._own: Path | None = None
+        self._own: list[Path] = []
+        self._round: tuple[int, int] | None = None
 
     def put(self, name: tuple[int, int], rank: int, capsule: Capsule, about: dict[str, Any]) -> None:
         """Lay a capsule down for others.
@@ -62,23 +69,7 @@ class Shelf:
             "entering": _plain(capsule.entering),
             "about": about,
         }
-        # In memory first: what torch raises when the disk is full is no OSError.
-        whole = io.BytesIO()
-        _save(content, whole)
-        self.clear()
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._forget_other_attempts()
-        path = self._folder / f"{self._prefix(name)}{rank}{spool.CAPSULE_SUFFIX}"
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        try:
-            fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(whole.getbuffer())
-            unfinished.rename(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-        self._own = path
+        self._lay_down(name, f"{rank}{spool.CAPSULE_SUFFIX}", content)
 
     def take(self, name: tuple[int, int]) -> tuple[int, Capsule, dict[str, Any]] | None:
         """The capsule of another rank, which is nobody else's from now on; None when there is none.
@@ -117,11 +108,114 @@ class Shelf:
             )
         return None
 
+    def ask(self, name: tuple[int, int], rank: int) -> None:
+        """Have the ranks of this host lay their shards down, once they have seen the reduction of the round.
+
+        Args:
+            name: root and round.
+            rank: who asks; only the first one is remembered.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with suppress(FileExistsError):
+            self._write(name, "wanted", str(rank).encode())
+
+    def asked(self, name: tuple[int, int]) -> int | None:
+        """Who has asked for the shards; None when nobody has.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            return int((self._folder / f"{self._prefix(name)}wanted").read_text())
+        except FileNotFoundError:
+            return None
+
+    def claim(self, name: tuple[int, int]) -> bool:
+        """Whether nobody else is to replay another rank's capsule of this round.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            self._write(name, "claimed", b"")
+        except FileExistsError:
+            return False
+        return True
+
+    def put_shards(self, name: tuple[int, int], rank: int, shards: Sequence[torch.Tensor]) -> None:
+        """Lay down what this rank holds of the parameters.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._lay_down(name, f"{rank}.shards", list(shards))
+
+    def shards(
+        self, name: tuple[int, int], ranks: Collection[int], seconds: float
+    ) -> dict[int, IO[bytes]] | None:
+        """What these ranks have laid down, open: it may be deleted from now on.
+
+        Args:
+            name: root and round.
+            ranks: whose.
+            seconds: how long to wait for them.
+
+        Returns:
+            By rank; None when not all have come.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        until = time.monotonic() + seconds
+        found: dict[int, IO[bytes]] = {}
+        while True:
+            for rank in set(ranks) - set(found):
+                with suppress(FileNotFoundError):
+                    found[rank] = (self._folder / f"{self._prefix(name)}{rank}.shards").open("rb")
+            if len(found) == len(set(ranks)):
+                return found
+            if time.monotonic() >= until:
+                for file in found.values():
+                    file.close()
+                return None
+            time.sleep(_POLL_SECONDS)
+
     def clear(self) -> None:
-        """Nobody took ours."""
-        own, self._own = self._own, None
-        if own is not None:
-            own.unlink(missing_ok=True)
+        """Delete what we have laid down and nobody took."""
+        while self._own:
+            self._own.pop().unlink(missing_ok=True)
+
+    def _lay_down(self, name: tuple[int, int], what: str, content: Any) -> None:
+        # In memory first: what torch raises when the disk is full is no OSError.
+        whole = io.BytesIO()
+        _save(content, whole)
+        self._write(name, what, whole.getbuffer())
+
+    def _write(self, name: tuple[int, int], what: str, data: bytes | memoryview) -> None:
+        """All of it at once, as far as anybody sees. What we have laid down in another round is deleted.
+
+        Raises:
+            FileExistsError: there is such a file.
+            OSError: it cannot be written.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._forget_other_attempts()
+        if name != self._round:
+            self.clear()
+        self._round = name
+        path = self._folder / f"{self._prefix(name)}{what}"
+        unfinished = self._folder / f"{self._attempt}-{os.getpid()}"
+        try:
+            fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
+                file.write(data)
+            # Unlike a rename, which would take the place of another rank's.
+            os.link(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self._own.append(path)
 
     def _prefix(self, name: tuple[int, int]) -> str:
         root, round_ = name
