@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,38 @@ def test_its_maker_is_named(watched, name):
         if "only" in said:
             assert [gradient["parameter"] for gradient in gradients] == [said["only"]]
             assert gradients[0]["value"] == "VALUE_NAN"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_pass_is_replayed(watched, name):
+    place = [*CASES].index(name)
+    said = CASES[name][2]
+    told = [[one for one in of(records, "autopsy") if one["root"] == place] for records in watched[1]]
+    (own,) = told[BAD_RANK]
+    assert own["of_rank"] == BAD_RANK
+    others = [one for rank, of_rank in enumerate(told) for one in of_rank if rank != BAD_RANK]
+    if "reason" in said:
+        assert said["reason"] in own["reason"]
+        assert others == []
+        return
+    if said.get("everywhere"):
+        assert [one["of_rank"] for one in others] == [rank for rank in range(RANKS) if rank != BAD_RANK]
+    else:
+        assert [one["of_rank"] for one in others] == [BAD_RANK], "one other rank has replayed it"
+    for one in [own, *others]:
+        assert one["replay"] == "REPLAY_REPRODUCED"
+        assert one.get("operator") == said.get("operator")
+        assert one["microbatch"] == said.get("microbatch", 0)
+        if "missing" in said:
+            assert said["missing"] in one["missing"][0]
+            continue
+        assert (one["module"], one["module_class"]) == ("blocks.1", "Block")
+        source, _, line = one["source"].partition(":")
+        assert Path(source).read_text().splitlines()[int(line) - 1].strip() == one["code"]
+
+
+def test_nothing_of_the_parameters_is_left_on_the_disk(watched):
+    assert not any((watched[0] / "spool" / "capsules").iterdir())
 
 
 def test_every_rank_counts_the_same_rounds(watched):

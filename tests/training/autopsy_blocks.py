@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -123,6 +124,27 @@ class Synchronized(Log):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         values = super().forward(values)
         return values - Mean.apply(values.mean(0))
+
+
+class Upright(torch.autograd.Function):
+    """The identity, whose gradient is NaN where a value is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (values,) = ctx.saved_tensors
+        return torch.full_like(gradient, float("nan")) if (values == 0).any() else gradient
+
+
+class Spoiling(Block):
+    """A function with a backward pass of its own."""
+
+    def spoil(self, values: torch.Tensor) -> torch.Tensor:
+        return Upright.apply(values)  # type: ignore[no-any-return]
 
 
 class Broken(Block):

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -92,6 +93,26 @@ def hybrid(net: Net) -> None:
     nested(net, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
 
 
+def by_column(parameter: nn.Parameter) -> Shard | None:
+    """Matrices are divided by columns, where they can be."""
+    return Shard(1) if parameter.dim() == 2 and parameter.shape[1] % 2 == 0 else None
+
+
+def columns(net: Net) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    nested(net, mesh=mesh, shard_placement_fn=by_column)
+
+
+def tied(net: Net) -> None:
+    net.blocks[2].up.weight = net.blocks[0].up.weight
+    whole(net)
+
+
+def grouped(net: Net) -> None:
+    fully_shard([net.blocks[0], net.blocks[1]])
+    fully_shard(net)
+
+
 def recomputed(net: Net) -> None:
     net.recompute = True
     nested(net)
@@ -104,36 +125,51 @@ def named(net: Net) -> None:
     register_fsdp_forward_method(net, "run")
 
 
+BACKWARD = {"phase": "PHASE_BACKWARD", "only": SPOILT, "operator": "aten.full_like.default"}
+FORWARD = {"phase": "PHASE_FORWARD", "operator": "aten.log.default"}
+INPUT = {"phase": "PHASE_INPUT", "missing": "the input is not finite"}
+
 # name: (how it is sharded, what is done, what the probe should say)
 CASES: dict[str, tuple[Callable[[Net], None], dict[str, Any], dict[str, Any]]] = {
-    "whole": (whole, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "nested": (nested, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "bf16": (bf16, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "hybrid": (hybrid, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "recomputed": (recomputed, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "by_another_name": (named, {"kind": "backward"}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
-    "input": (nested, {"kind": "input"}, {"phase": "PHASE_INPUT"}),
-    "forward": (nested, {"kind": "forward"}, {"phase": "PHASE_FORWARD"}),
-    "forward_whole": (whole, {"kind": "forward"}, {"phase": "PHASE_FORWARD"}),
-    "loss": (nested, {"kind": "loss"}, {"phase": "PHASE_LOSS"}),
-    "unused": (nested, {"kind": "backward", "unused": True}, {"phase": "PHASE_BACKWARD", "only": SPOILT}),
+    "whole": (whole, {"kind": "backward"}, BACKWARD),
+    "nested": (nested, {"kind": "backward"}, BACKWARD),
+    "bf16": (bf16, {"kind": "backward"}, BACKWARD),
+    "hybrid": (hybrid, {"kind": "backward"}, BACKWARD),
+    "columns": (columns, {"kind": "backward"}, BACKWARD),
+    "grouped": (grouped, {"kind": "backward"}, BACKWARD),
+    "tied": (tied, {"kind": "forward"}, FORWARD),
+    "recomputed": (recomputed, {"kind": "backward"}, BACKWARD),
+    "by_another_name": (
+        named,
+        {"kind": "backward"},
+        {"phase": "PHASE_BACKWARD", "only": SPOILT, "reason": "register_fsdp_forward_method"},
+    ),
+    "input": (nested, {"kind": "input"}, INPUT),
+    "forward": (nested, {"kind": "forward"}, FORWARD),
+    "forward_whole": (whole, {"kind": "forward"}, FORWARD),
+    "loss": (nested, {"kind": "loss"}, {"phase": "PHASE_LOSS", "reason": "the loss made it"}),
+    "unused": (nested, {"kind": "backward", "unused": True}, BACKWARD),
     "last_micro": (
         nested,
         {"kind": "backward", "micro": 3, "bad_micro": 2},
-        {"phase": "PHASE_BACKWARD", "only": SPOILT, "microbatch": 2},
+        {**BACKWARD, "microbatch": 2},
     ),
     "first_micro": (
         nested,
         {"kind": "backward", "micro": 3, "bad_micro": 0},
-        {"phase": "PHASE_BACKWARD", "only": SPOILT, "microbatch": 0},
+        {**BACKWARD, "microbatch": 0},
     ),
     "input_of_the_second": (
         bf16,
         {"kind": "input", "micro": 3, "bad_micro": 1},
-        {"phase": "PHASE_INPUT", "microbatch": 1},
+        {**INPUT, "microbatch": 1},
     ),
     # Of the weights all ranks get the bad shard of one: all gradients are bad, on every rank.
-    "parameter": (nested, {"kind": "parameter"}, {"phase": "PHASE_PARAMETER", "everywhere": True}),
+    "parameter": (
+        nested,
+        {"kind": "parameter"},
+        {"phase": "PHASE_PARAMETER", "everywhere": True, "missing": "a parameter of the model"},
+    ),
 }
 
 

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from gradwatch.agent.probe.fsdp_shards import (
+    Shards,
+    has_other_entrances,
+    leave_collectives_out,
+    local,
+    make_whole,
+)
 from gradwatch.agent.probe.model import WatchedModel, on_arrival
-from gradwatch.agent.probe.passes import Leaves, Passes, origin_of
+from gradwatch.agent.probe.passes import Leaves, origin_of
 from gradwatch.agent.probe.rounds import Bucket, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gradwatch.agent.probe.passes import Fact
     from gradwatch.agent.probe.rounds import Moment
@@ -37,7 +44,7 @@ class FSDPModel(WatchedModel):
 
     source = "fsdp-unsharded"
     differs_by_rank = True
-    why_not_replayed = "a forward pass of a sharded model takes all ranks, and a replay has one"
+    shards: Shards
 
     def __init__(
         self,
@@ -59,15 +66,7 @@ class FSDPModel(WatchedModel):
             wrapper="FSDP2",
             group_size=max(self._sizes),
         )
-        # Nothing of it is replayed, so nothing is kept for that.
-        self._module = None
-        self._passes = Passes(
-            self.look.fact,
-            lambda: watcher.arrivals.ordinal,
-            self.fuses,
-            watcher.spent,
-            self._gradients_so_far,
-        )
+        self.shards = Shards(groups)
         self._groups = [weakref.ref(group) for group in groups]
         self._fsdp_keys = weakref.WeakKeyDictionary(
             {parameter: self._keys[id(parameter.sharded_param)] for parameter in fsdp_params}
@@ -85,6 +84,8 @@ class FSDPModel(WatchedModel):
         if self._moment is not None:
             # An exception has left the backward pass before.
             self._watcher.forget(self._moment)
+            if self._watcher.autopsies is not None:
+                self._watcher.autopsies.forget(self._moment)
             self._moment, self._reduced, self._reductions = None, [], 0
         super().entered(args, kwargs)
 
@@ -125,7 +126,7 @@ class FSDPModel(WatchedModel):
             for parameter in group.fsdp_params:
                 whole = getattr(parameter, "_unsharded_param", None)
                 gradients = (parameter.unsharded_accumulated_grad, None if whole is None else whole.grad)
-                found += [_local(gradient) for gradient in gradients if gradient is not None]
+                found += [local(gradient) for gradient in gradients if gradient is not None]
         return found
 
     def _parameters_until_updated(self) -> Callable[[], Fact]:
@@ -141,7 +142,7 @@ class FSDPModel(WatchedModel):
 
         def fact() -> Fact:
             if not known:
-                known.append(whole if self.look.fact(self._shards()) else False)
+                known.append(whole if self.look.fact(self.shards.held()) else False)
             return known[0]
 
         return fact
@@ -160,7 +161,7 @@ class FSDPModel(WatchedModel):
         began = time.perf_counter()
         self.catch_up()
         looked_at = [
-            (key, parameter, _local(gradient))
+            (key, parameter, local(gradient))
             for parameter, gradient in zip(fsdp_params, gradients, strict=True)
             if (key := self._fsdp_keys.get(parameter)) is not None
         ]
@@ -191,13 +192,15 @@ class FSDPModel(WatchedModel):
             self.look_after(moment, _gradients(one.sharded_param for one in shards if one is not None))
         else:
             self._partial = True
+            if self._watcher.autopsies is not None:
+                self._watcher.autopsies.round_over(self, moment, bad=None)
         self._watcher.spent(time.perf_counter() - began)
 
     def _reduced_findings(self, moment: Moment) -> ReducedFindings:
         parameters = moment.parameters()
         origin = origin_of(moment.passes, parameters=parameters if isinstance(parameters, bool) else None)
         gradients = [
-            (self._keys[id(parameter)], _local(parameter.grad))
+            (self._keys[id(parameter)], local(parameter.grad))
             for parameter in self.parameters()
             if parameter.grad is not None
         ]
@@ -215,6 +218,33 @@ class FSDPModel(WatchedModel):
         """This rank's shards of the reduced gradients."""
         return _gradients(self.parameters())
 
+    # ------------------------------------------------------------------ a replay
+
+    def why_not_replayed(self) -> str | None:
+        """Why no pass of it can be replayed now; None when one can be."""
+        module = self.module()
+        if module is not None and has_other_entrances(module):
+            return "its passes may begin in another method than forward (register_fsdp_forward_method)"
+        return super().why_not_replayed() or self.shards.why_not_whole
+
+    def prepare_replay(self, shards: Mapping[int, Sequence[torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """In a child process: have the module compute without anything of another rank.
+
+        Args:
+            shards: by rank, what it holds of the parameters.
+
+        Returns:
+            The whole parameters by key.
+        """
+        module = self.module()
+        if module is None:
+            return {}
+        fsdp_params = self.shards.fsdp_params()
+        whole = make_whole(fsdp_params, shards)
+        leave_collectives_out(module)
+        keys = [self._fsdp_keys[fsdp_param] for fsdp_param in fsdp_params]
+        return dict(zip(keys, whole, strict=True))
+
     # ------------------------------------------------------------------ afterwards
 
     def start_over(self) -> None:
@@ -225,9 +255,6 @@ class FSDPModel(WatchedModel):
     def _alive(self) -> list[Any]:
         return [group for reference in self._groups if (group := reference()) is not None]
 
-    def _shards(self) -> list[torch.Tensor]:
-        return [_local(parameter) for parameter in self.parameters()]
-
 
 def groups_of(state: Any) -> list[Any]:
     """The parameter groups of an `FSDPState`: several since torch 2.11, one or none before."""
@@ -237,19 +264,13 @@ def groups_of(state: Any) -> list[Any]:
     return [group for group in groups if group is not None]
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of it: any computation with a DTensor may be a collective."""
-    local: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return local
-
-
 def _whole(group: Any) -> list[torch.Tensor]:
     return [
-        _local(parameter._unsharded_param)
+        local(parameter._unsharded_param)
         for parameter in group.fsdp_params
         if hasattr(parameter, "_unsharded_param")
     ]
 
 
 def _gradients(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    return [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return [local(parameter.grad) for parameter in parameters if parameter.grad is not None]

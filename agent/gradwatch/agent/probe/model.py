@@ -19,10 +19,11 @@ from gradwatch.agent.probe.replica import ReplicaCheck
 from gradwatch.agent.probe.rounds import DeviceLook, HostLook, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
+    from gradwatch.agent.probe.fsdp_shards import Shards
     from gradwatch.agent.probe.parameters import ParameterInfo
     from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Look, Moment
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _VALUES_PER_PARAMETER = 3
 # And five for each micro-batch.
 _VALUES_OF_PASSES = 64
+
+_ON_A_DEVICE = "a device's weights may have been updated by the time the fault is read out"
 
 
 class WatchedModel:
@@ -65,14 +68,14 @@ class WatchedModel:
         recorder: of its last rounds.
         flight_told: of the bad rounds under way, how it came to them.
         differs_by_rank: whether each rank sees another part of the reduced gradients.
-        why_not_replayed: why a bad pass of such a model cannot be replayed; None when it can be.
+        shards: of the parameters; None where each rank holds them whole.
     """
 
     source = "gradient"
     reduces = True
     replicates = False
     differs_by_rank = False
-    why_not_replayed: str | None = None
+    shards: Shards | None = None
 
     def __init__(
         self,
@@ -353,10 +356,24 @@ class WatchedModel:
         """Whether its gradients are in host memory, and looked at at once."""
         return isinstance(self.look, HostLook)
 
-    def arrived(self, order: Sequence[int]) -> list[torch.Tensor]:
-        """The parameters, those first whose gradients arrived in this order of keys."""
-        places = {key: place for place, key in enumerate(order)}
-        return sorted(self.parameters(), key=lambda one: places.get(self._keys[id(one)], len(places)))
+    # ------------------------------------------------------------------ a replay
+
+    def why_not_replayed(self) -> str | None:
+        """Why no pass of it can be replayed now; None when one can be."""
+        return None if self.on_host else _ON_A_DEVICE
+
+    def prepare_replay(self, shards: Mapping[int, Sequence[torch.Tensor]]) -> dict[int, torch.Tensor]:
+        """In a child process: have the module compute without anything of another rank.
+
+        Args:
+            shards: by rank, what it holds of the parameters, where these are sharded.
+
+        Returns:
+            Its parameters by key.
+        """
+        if shards:
+            raise ValueError("each rank holds the whole parameters of this model")
+        return {self._keys[id(parameter)]: parameter for parameter in self.parameters()}
 
     def as_message(self, *, with_parameters: bool) -> dict[str, Any]:
         """The `Model` message in its JSON mapping."""

@@ -5,19 +5,27 @@ At the end of the first backward pass of a stretch that went bad: then the weigh
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.autopsy.capsule import Capsules, nbytes_of
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
+from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.replay import LOSS, Case, replay
-from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf
+from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
+    from typing import IO
+
+    import torch
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.fsdp_shards import Shards
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Pass
     from gradwatch.agent.probe.rounds import BucketFindings, Moment
@@ -28,11 +36,6 @@ PART = "autopsy"
 # That the training waits: for one, and for all of a process.
 SECONDS = 20.0
 SECONDS_IN_ALL = 60.0
-# For the other ranks' parts of sharded parameters, and what these may take together.
-SHARDS_SECONDS = 5.0
-SHARDS_CAP_BYTES = 1 << 30
-
-_ON_A_DEVICE = "a device's weights may have been updated by the time the fault is read out"
 
 
 @dataclass
@@ -93,6 +96,10 @@ class Autopsies:
         self._seconds = 0.0
 
     @property
+    def _spent_all(self) -> bool:
+        return self._seconds >= SECONDS_IN_ALL
+
+    @property
     def held(self) -> Iterable[int]:
         """Rounds whose autopsy is not written down yet."""
         # With that fuse blown no round's end is seen any more.
@@ -103,27 +110,27 @@ class Autopsies:
         moment = findings.moment
         if not self._watcher.fuses.intact(PART) or moment.round in self._due:
             return
-        reason = model.why_not_replayed or (None if model.on_host else _ON_A_DEVICE)
+        due = _Due(moment, findings.origin.microbatch)
+        reason = model.why_not_replayed()
         if reason is not None:
-            self._write(_Report(moment, findings.origin.microbatch), _not_done(reason))
+            self._write(_Report(moment, due.microbatch), _not_done(reason))
             return
-        due = self._due[moment.round] = _Due(moment, findings.origin.microbatch)
-        if model.shards is not None:
-            self._ask(due)
+        self._due[moment.round] = due
+        if model.shards is not None and not _why_not(moment, _pass_of(moment, due.microbatch)):
+            self._ask(model.shards, due)
 
     def forget(self, moment: Moment) -> None:
         """Its round is over, by an exception."""
         self._due.pop(moment.round, None)
 
-    def _ask(self, due: _Due) -> None:
-        """Ask for the others' parts of the parameters, before they can be updated."""
+    def _ask(self, shards: Shards, due: _Due) -> None:
+        """Have the other ranks lay their shards down, before these are updated."""
         shelf, identity = self._shelf_of_attempt(), self._watcher.identity
-        if shelf is None or identity is None:
+        if shelf is None or identity is None or self._spent_all:
             return
-        try:
-            shelf.ask((due.moment.root, due.moment.round), identity.rank)
-        except OSError as error:
-            due.not_shared = f"it could not be written for them: {error}"
+        # When it fails, they do not come, which is said then.
+        with suppress(OSError):
+            shelf.ask((due.moment.root, due.moment.round), identity.rank, shards.ranks)
 
     def before_reduction(self, model: WatchedModel, moment: Moment) -> None:
         """The last gradients of a round are about to be reduced. Never raises."""
@@ -154,11 +161,11 @@ class Autopsies:
                 if due is None and self._shelf is not None:
                     # All ranks have seen what the reductions gave of the round that it was for.
                     self._shelf.clear()
-                if model.shards is not None:
-                    self._replay_sharded(model, moment, due)
-                elif due is not None:
+                if due is not None:
                     self._replay_own(model, due)
-                elif bad:
+                elif model.shards is not None:
+                    self._serve(model, model.shards, moment)
+                elif bad and model.group_size > 1 and model.why_not_replayed() is None:
                     self._replay_anothers(model, moment)
         except Exception as error:
             fuses.blow(PART, error)
@@ -203,41 +210,90 @@ class Autopsies:
             told = _not_done(reason)
         else:
             report.nbytes = one.capsule.nbytes
-            told = self._replayed(model, due.moment, one.capsule, one.output)
+            try:
+                with self._own_shards(model, due.moment) as shards:
+                    told = self._replayed(model, due.moment, one.capsule, one.output, shards)
+            except NoShardsError as why:
+                told = _not_done(str(why))
         if due.not_shared and told["replay"] != "REPLAY_NOT_DONE":
             told.setdefault("missing", []).append(f"whether it goes bad on another rank: {due.not_shared}")
         report.seconds = due.seconds + time.perf_counter() - began
         self._write(report, told)
 
-    def _replay_anothers(self, model: WatchedModel, moment: Moment) -> None:
-        """Ours was finite and the sum is not: replay what another rank has laid down, with our weights."""
+    def _serve(self, model: WatchedModel, shards: Shards, moment: Moment) -> None:
+        """Lay our shards down if another rank has asked for them; replay its pass, if nobody else does."""
+        shelf, handover, name = self._shelf_of_attempt(), self._handover(), (moment.root, moment.round)
+        if shelf is None or handover is None:
+            return
+        with suppress(OSError, NoShardsError):
+            asker = handover.lay_down(name, shards)
+            if asker is None:
+                return
+            if all(map(math.isfinite, moment.magnitudes.values())) and shelf.claim(name):
+                with handover.others(name, shards, asker) as files:
+                    self._replay_anothers(model, moment, files)
+        handover.wait_until_opened(name)
+
+    def _replay_anothers(
+        self, model: WatchedModel, moment: Moment, shards: Mapping[int, IO[bytes]] | None = None
+    ) -> None:
+        """Ours was finite and another's was not: replay what that rank has laid down, with our weights."""
         shelf = self._shelf_of_attempt()
-        if shelf is None or model.group_size == 1 or model.why_not_replayed is not None:
+        if shelf is None:
             return
         began = time.perf_counter()
         taken = shelf.take((moment.root, moment.round))
         if taken is None:
             return
         owner, capsule, about = taken
-        told = self._replayed(model, moment, capsule, about["output"])
+        told = self._replayed(model, moment, capsule, about["output"], shards or {})
         report = _Report(moment, about["microbatch"], of_rank=owner, nbytes=nbytes_of(capsule))
         report.seconds = time.perf_counter() - began
         self._write(report, told)
 
     def _replayed(
-        self, model: WatchedModel, moment: Moment, capsule: Capsule, output: object
+        self,
+        model: WatchedModel,
+        moment: Moment,
+        capsule: Capsule,
+        output: object,
+        shards: Mapping[int, IO[bytes]],
     ) -> dict[str, Any]:
-        if self._seconds >= SECONDS_IN_ALL:
+        if self._spent_all:
             return _not_done(f"autopsies have taken {SECONDS_IN_ALL:.0f} seconds already")
         module = model.module()
         if module is None:
             return _not_done("the model itself is not known")
         was_bad = not output if isinstance(output, bool) else None
-        case = Case(module, capsule, model.arrived(moment.order), was_bad)
+
+        def parameters() -> list[torch.Tensor]:
+            """Those first whose gradients arrived first."""
+            by_key = model.prepare_replay(read_shards(shards))
+            places = {key: place for place, key in enumerate(moment.order)}
+            return [by_key[key] for key in sorted(by_key, key=lambda one: places.get(one, len(places)))]
+
+        case = Case(module, capsule, parameters, was_bad)
         try:
             return in_child(lambda: replay(case), seconds=SECONDS)
         except ChildError as error:
             return _not_done(str(error))
+
+    def _own_shards(
+        self, model: WatchedModel, moment: Moment
+    ) -> AbstractContextManager[Mapping[int, IO[bytes]]]:
+        """By rank, what a replay needs; nothing where the parameters are not sharded."""
+        if model.shards is None:
+            return nullcontext({})
+        handover = self._handover()
+        if handover is None:
+            raise NoShardsError("nothing is known of the ranks that hold parts of the parameters")
+        return handover.own((moment.root, moment.round), model.shards)
+
+    def _handover(self) -> Handover | None:
+        shelf, identity = self._shelf_of_attempt(), self._watcher.identity
+        if shelf is None or identity is None:
+            return None
+        return Handover(shelf, self._watcher.settings.spool, identity.rank)
 
     def _shelf_of_attempt(self) -> Shelf | None:
         identity = self._watcher.identity

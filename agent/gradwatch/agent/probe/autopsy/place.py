@@ -62,8 +62,9 @@ class Places:
             # A backward function in Python has a line of its own.
             return Place(forward.module, forward.module_class, line or forward.line)
         place = Place(*self._module(), line)
-        if _sequence_number is not None and torch.is_grad_enabled():
-            # The node is made before its operator runs.
+        if _sequence_number is not None and (torch.is_grad_enabled() or node is None):
+            # The node is made before its operator runs; that of a function in Python before its `forward`,
+            # in which no others are made.
             self._of_nodes.setdefault(_sequence_number() - 1, place)
         return place
 

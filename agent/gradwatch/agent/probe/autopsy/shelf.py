@@ -11,6 +11,7 @@ before these are reduced, so that whoever sees what the reduction gave sees that
 from __future__ import annotations
 
 import io
+import json
 import os
 import time
 from contextlib import suppress
@@ -22,10 +23,11 @@ from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.autopsy.capsule import Capsule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 _POLL_SECONDS = 0.002
+_SHARDS = ".shards"
 # As it is before `patch_saves`: this is no checkpoint.
 _save = torch.save
 
@@ -108,29 +110,31 @@ class Shelf:
             )
         return None
 
-    def ask(self, name: tuple[int, int], rank: int) -> None:
+    def ask(self, name: tuple[int, int], rank: int, ranks: Sequence[int]) -> None:
         """Have the ranks of this host lay their shards down, once they have seen the reduction of the round.
 
         Args:
             name: root and round.
             rank: who asks; only the first one is remembered.
+            ranks: that train the model together.
 
         Raises:
             OSError: it cannot be written.
         """
         with suppress(FileExistsError):
-            self._write(name, "wanted", str(rank).encode())
+            self._write(name, "wanted", json.dumps([rank, [*ranks]]).encode())
 
-    def asked(self, name: tuple[int, int]) -> int | None:
-        """Who has asked for the shards; None when nobody has.
+    def asked(self, name: tuple[int, int], ranks: Sequence[int]) -> int | None:
+        """Who has asked for the shards of the model that these ranks train together; None when nobody has.
 
         Raises:
             OSError: it cannot be read.
         """
         try:
-            return int((self._folder / f"{self._prefix(name)}wanted").read_text())
+            rank, of_ranks = json.loads((self._folder / f"{self._prefix(name)}wanted").read_bytes())
         except FileNotFoundError:
             return None
+        return int(rank) if of_ranks == [*ranks] else None
 
     def claim(self, name: tuple[int, int]) -> bool:
         """Whether nobody else is to replay another rank's capsule of this round.
@@ -150,12 +154,12 @@ class Shelf:
         Raises:
             OSError: it cannot be written.
         """
-        self._lay_down(name, f"{rank}.shards", list(shards))
+        self._lay_down(name, f"{rank}{_SHARDS}", [*shards])
 
-    def shards(
+    def open_shards(
         self, name: tuple[int, int], ranks: Collection[int], seconds: float
     ) -> dict[int, IO[bytes]] | None:
-        """What these ranks have laid down, open: it may be deleted from now on.
+        """What these ranks have laid down: it may be deleted once it is open.
 
         Args:
             name: root and round.
@@ -168,19 +172,30 @@ class Shelf:
         Raises:
             OSError: it cannot be read.
         """
-        until = time.monotonic() + seconds
+        paths = {rank: self._folder / f"{self._prefix(name)}{rank}{_SHARDS}" for rank in ranks}
+        if not _wait_for(paths.values(), seconds):
+            return None
         found: dict[int, IO[bytes]] = {}
-        while True:
-            for rank in set(ranks) - set(found):
-                with suppress(FileNotFoundError):
-                    found[rank] = (self._folder / f"{self._prefix(name)}{rank}.shards").open("rb")
-            if len(found) == len(set(ranks)):
-                return found
-            if time.monotonic() >= until:
-                for file in found.values():
-                    file.close()
-                return None
-            time.sleep(_POLL_SECONDS)
+        try:
+            for rank, path in paths.items():
+                found[rank] = path.open("rb")
+        except OSError:
+            close(found)
+            raise
+        return found
+
+    def opened(self, name: tuple[int, int]) -> None:
+        """Whoever has asked for the shards has them open, or needs them no more.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with suppress(FileExistsError):
+            self._write(name, "opened", b"")
+
+    def wait_until_opened(self, name: tuple[int, int], seconds: float) -> None:
+        """Wait until these shards are not needed any more, by whoever has asked for them."""
+        _wait_for([self._folder / f"{self._prefix(name)}opened"], seconds)
 
     def clear(self) -> None:
         """Delete what we have laid down and nobody took."""
@@ -227,6 +242,27 @@ class Shelf:
             if not path.name.startswith(f"{self._attempt}-"):
                 with suppress(OSError):
                     path.unlink()
+
+
+def read_shards(files: Mapping[int, IO[bytes]]) -> dict[int, list[torch.Tensor]]:
+    """What ranks have laid down, by rank."""
+    return {rank: torch.load(file, weights_only=True) for rank, file in files.items()}
+
+
+def close(files: Mapping[int, IO[bytes]]) -> None:
+    """Close them all."""
+    for file in files.values():
+        file.close()
+
+
+def _wait_for(paths: Collection[Path], seconds: float) -> bool:
+    """Whether all of them are there in time."""
+    until = time.monotonic() + seconds
+    while not all(path.exists() for path in paths):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _plain(value: Any) -> Any:
