@@ -8,15 +8,18 @@ import os
 import signal
 import stat
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from gradwatch.agent.probe import spool
+from gradwatch.agent.probe.autopsy import handover
 from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
+from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.provenance import Event, Given, on_purpose, origin_of
-from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf
+from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
 from gradwatch.agent.probe.autopsy.values import FINITE, Kinds, described, kinds_of
 from gradwatch.agent.sidecar.cleanup import remove_spool
 
@@ -261,3 +264,101 @@ def test_what_would_need_code_to_be_read_back_is_not_handed_on(tmp_path):
     with pytest.raises(NotShareable, match="OrderedDict"):
         Shelf(tmp_path, "abc").put((0, 0), 0, capsule_of(collections.OrderedDict()), {})
     assert not (tmp_path / spool.CAPSULES).exists()
+
+
+# ---------------------------------------------------------------- shards
+
+ROUND = (0, 7)
+
+
+@dataclass
+class Held:
+    """What one rank holds, as `Shards` says it."""
+
+    peers: list[int]
+    value: float
+    ranks: tuple[int, ...] = (0, 1, 2)
+
+    def held(self):
+        return [torch.full((2, 3), self.value), torch.empty(0)]
+
+
+def ranks_of(folder, *, here=(0, 1, 2)):
+    """The handovers of three ranks, of which some are on this host."""
+    for rank in here:
+        (folder / spool.claim_filename(rank)).touch()
+    return [Handover(Shelf(folder, "abc"), folder, rank) for rank in range(3)]
+
+
+def test_shards_are_laid_down_when_another_rank_has_asked(tmp_path):
+    asker, other, third = ranks_of(tmp_path)
+    shelf = Shelf(tmp_path, "abc")
+    assert other.lay_down(ROUND, Held([0, 1, 2], 1.0)) is None
+    shelf.ask(ROUND, 0, (0, 1, 2))
+    shelf.ask(ROUND, 2, (0, 1, 2))
+    assert other.lay_down((0, 8), Held([0, 1, 2], 1.0)) is None, "for another round"
+    assert other.lay_down(ROUND, Held([0, 1], 1.0, ranks=(0, 1))) is None, "for a model of other ranks"
+    assert other.lay_down(ROUND, Held([0, 1, 2], 1.0)) == 0, "the first one is known"
+    assert third.lay_down(ROUND, Held([0, 1, 2], 2.0)) == 0
+    for file in (tmp_path / spool.CAPSULES).iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with asker.own(ROUND, Held([0, 1, 2], 0.0)) as files:
+        # Whoever sees that they are open may delete its own.
+        other.wait_until_opened(ROUND)
+        for file in (tmp_path / spool.CAPSULES).iterdir():
+            file.unlink()
+        shards = read_shards(files)
+    assert {rank: held[0].unique().tolist() for rank, held in shards.items()} == {
+        0: [0.0],
+        1: [1.0],
+        2: [2.0],
+    }
+    assert all(held[1].numel() == 0 for held in shards.values())
+
+
+def test_only_one_other_rank_replays_with_what_the_asker_has_laid_down(tmp_path):
+    asker, other, _ = ranks_of(tmp_path)
+    own, another = Shelf(tmp_path, "abc"), Shelf(tmp_path, "abc")
+    own.ask(ROUND, 0, (0, 1, 2))
+    assert other.lay_down(ROUND, Held([1], 1.0)) == 0
+    with asker.own(ROUND, Held([0], 0.0)), other.others(ROUND, Held([1], 1.0), asker=0) as files:
+        assert [*files] == [1], "what the asker holds is not a part of its own"
+    assert own.claim(ROUND)
+    assert not another.claim(ROUND)
+    assert another.claim((0, 8))
+
+
+def test_shards_on_other_hosts_are_not_waited_for(tmp_path):
+    (asker, *_) = ranks_of(tmp_path, here=(0, 2))
+    with (
+        pytest.raises(NoShardsError, match=r"on other hosts.* rank 1$"),
+        asker.own(ROUND, Held([0, 1, 2], 0.0)),
+    ):
+        pass
+
+
+def test_shards_that_do_not_come_are_waited_for_so_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(handover, "SECONDS", 0.01)
+    asker, other, _ = ranks_of(tmp_path)
+    with (
+        pytest.raises(NoShardsError, match="ranks 0, 1, 2 hold were not all there"),
+        asker.own(ROUND, Held([0, 1, 2], 0.0)),
+    ):
+        pass
+    other.wait_until_opened(ROUND)
+    other.wait_until_opened((0, 8))
+
+
+def test_shards_that_are_not_needed_after_all_are_not_waited_for(tmp_path):
+    asker, other, _ = ranks_of(tmp_path)
+    asker.ask(ROUND, Held([0, 1, 2], 0.0))
+    asker.call_off(ROUND)
+    assert other.lay_down(ROUND, Held([0, 1, 2], 1.0)) == 0
+    other.wait_until_opened(ROUND)
+
+
+def test_a_shelf_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / spool.CAPSULES).touch()
+    (asker, *_) = ranks_of(tmp_path)
+    with pytest.raises(NoShardsError, match="could not be handed over"), asker.own(ROUND, Held([0], 0.0)):
+        pass

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RANKS = 4
 BAD_RANK = 1
+LOSS_RANK = 2
 STEPS = 4
 BAD_STEP = 2
 SPOILT = "blocks.1.up.weight"
@@ -148,6 +149,8 @@ CASES: dict[str, tuple[Callable[[Net], None], dict[str, Any], dict[str, Any]]] =
     "forward": (nested, {"kind": "forward"}, FORWARD),
     "forward_whole": (whole, {"kind": "forward"}, FORWARD),
     "loss": (nested, {"kind": "loss"}, {"phase": "PHASE_LOSS", "reason": "the loss made it"}),
+    # Nothing is replayed on the other rank that is bad; its shards are needed all the same.
+    "beside_a_loss": (nested, {"kind": "backward", "loss_on": LOSS_RANK}, {**BACKWARD, "loss_on": LOSS_RANK}),
     "unused": (nested, {"kind": "backward", "unused": True}, BACKWARD),
     "last_micro": (
         nested,
@@ -200,7 +203,9 @@ def run(rank: int, shard: Callable[[Net], None], options: dict[str, Any]) -> Net
             net.set_requires_gradient_sync(micro == micro_batches - 1)
             unused = step % 3 if options.get("unused") and step != BAD_STEP else None
             call = net.run if shard is named else net
-            loss_of(call(values, kind if bad else "", unused=unused), kind if bad else "").backward()
+            bad_loss = (rank, step) == (options.get("loss_on"), BAD_STEP)
+            output = call(values, kind if bad else "", unused=unused)
+            loss_of(output, "loss" if bad_loss else kind if bad else "").backward()
         # Bad weights stay.
         is_bad = step >= BAD_STEP if kind == "parameter" else step == BAD_STEP
         if guarded or not is_bad:

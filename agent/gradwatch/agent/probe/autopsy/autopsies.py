@@ -45,12 +45,19 @@ class _Due:
     Attributes:
         not_shared: why other ranks cannot replay it.
         seconds: that were spent on it so far.
+        handover: by which other ranks have been asked for their shards; None when they have not been.
     """
 
     moment: Moment
     microbatch: int | None
     not_shared: str = ""
     seconds: float = 0.0
+    handover: Handover | None = None
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """On the shelf."""
+        return self.moment.root, self.moment.round
 
 
 @dataclass
@@ -96,10 +103,6 @@ class Autopsies:
         self._seconds = 0.0
 
     @property
-    def _spent_all(self) -> bool:
-        return self._seconds >= SECONDS_IN_ALL
-
-    @property
     def held(self) -> Iterable[int]:
         """Rounds whose autopsy is not written down yet."""
         # With that fuse blown no round's end is seen any more.
@@ -111,26 +114,19 @@ class Autopsies:
         if not self._watcher.fuses.intact(PART) or moment.round in self._due:
             return
         due = _Due(moment, findings.origin.microbatch)
-        reason = model.why_not_replayed()
+        reason = model.why_not_replayed() or self._why_no_more()
         if reason is not None:
             self._write(_Report(moment, due.microbatch), _not_done(reason))
             return
         self._due[moment.round] = due
         if model.shards is not None and not _why_not(moment, _pass_of(moment, due.microbatch)):
-            self._ask(model.shards, due)
+            due.handover = self._handover()
+            if due.handover is not None:
+                due.handover.ask(due.name, model.shards)
 
     def forget(self, moment: Moment) -> None:
         """Its round is over, by an exception."""
         self._due.pop(moment.round, None)
-
-    def _ask(self, shards: Shards, due: _Due) -> None:
-        """Have the other ranks lay their shards down, before these are updated."""
-        shelf, identity = self._shelf_of_attempt(), self._watcher.identity
-        if shelf is None or identity is None or self._spent_all:
-            return
-        # When it fails, they do not come, which is said then.
-        with suppress(OSError):
-            shelf.ask((due.moment.root, due.moment.round), identity.rank, shards.ranks)
 
     def before_reduction(self, model: WatchedModel, moment: Moment) -> None:
         """The last gradients of a round are about to be reduced. Never raises."""
@@ -163,10 +159,8 @@ class Autopsies:
                     self._shelf.clear()
                 if due is not None:
                     self._replay_own(model, due)
-                elif model.shards is not None:
-                    self._serve(model, model.shards, moment)
-                elif bad and model.group_size > 1 and model.why_not_replayed() is None:
-                    self._replay_anothers(model, moment)
+                if due is None or due.handover is None:
+                    self._help(model, moment, bad=bool(bad) and due is None)
         except Exception as error:
             fuses.blow(PART, error)
         finally:
@@ -196,7 +190,7 @@ class Autopsies:
             return ""
         about = {"microbatch": one.backward, "output": one.output if isinstance(one.output, bool) else None}
         try:
-            shelf.put((due.moment.root, due.moment.round), identity.rank, one.capsule, about)
+            shelf.put(due.name, identity.rank, one.capsule, about)
         except NotShareable as why:
             return str(why)
         return ""
@@ -208,10 +202,13 @@ class Autopsies:
         reason = _why_not(due.moment, one)
         if reason or one is None or one.capsule is None:
             told = _not_done(reason)
+            if due.handover is not None:
+                due.handover.call_off(due.name)
+                due.handover = None
         else:
             report.nbytes = one.capsule.nbytes
             try:
-                with self._own_shards(model, due.moment) as shards:
+                with _shards_for(model, due) as shards:
                     told = self._replayed(model, due.moment, one.capsule, one.output, shards)
             except NoShardsError as why:
                 told = _not_done(str(why))
@@ -220,7 +217,22 @@ class Autopsies:
         report.seconds = due.seconds + time.perf_counter() - began
         self._write(report, told)
 
-    def _serve(self, model: WatchedModel, shards: Shards, moment: Moment) -> None:
+    def _help(self, model: WatchedModel, moment: Moment, *, bad: bool) -> None:
+        """Do what another rank's replay may need of this one.
+
+        Args:
+            model: whose round it was.
+            moment: the round's.
+            bad: whether its reductions gave something bad, though this rank's own gradients were finite.
+        """
+        if model.why_not_replayed() is not None:
+            return
+        if model.shards is not None:
+            self._hand_over(model, model.shards, moment)
+        elif bad and model.group_size > 1:
+            self._replay_anothers(model, moment)
+
+    def _hand_over(self, model: WatchedModel, shards: Shards, moment: Moment) -> None:
         """Lay our shards down if another rank has asked for them; replay its pass, if nobody else does."""
         shelf, handover, name = self._shelf_of_attempt(), self._handover(), (moment.root, moment.round)
         if shelf is None or handover is None:
@@ -259,8 +271,9 @@ class Autopsies:
         output: object,
         shards: Mapping[int, IO[bytes]],
     ) -> dict[str, Any]:
-        if self._spent_all:
-            return _not_done(f"autopsies have taken {SECONDS_IN_ALL:.0f} seconds already")
+        enough = self._why_no_more()
+        if enough is not None:
+            return _not_done(enough)
         module = model.module()
         if module is None:
             return _not_done("the model itself is not known")
@@ -278,16 +291,10 @@ class Autopsies:
         except ChildError as error:
             return _not_done(str(error))
 
-    def _own_shards(
-        self, model: WatchedModel, moment: Moment
-    ) -> AbstractContextManager[Mapping[int, IO[bytes]]]:
-        """By rank, what a replay needs; nothing where the parameters are not sharded."""
-        if model.shards is None:
-            return nullcontext({})
-        handover = self._handover()
-        if handover is None:
-            raise NoShardsError("nothing is known of the ranks that hold parts of the parameters")
-        return handover.own((moment.root, moment.round), model.shards)
+    def _why_no_more(self) -> str | None:
+        if self._seconds < SECONDS_IN_ALL:
+            return None
+        return f"autopsies have taken {SECONDS_IN_ALL:.0f} seconds already"
 
     def _handover(self) -> Handover | None:
         shelf, identity = self._shelf_of_attempt(), self._watcher.identity
@@ -306,6 +313,19 @@ class Autopsies:
         identity = self._watcher.identity
         own = 0 if identity is None else identity.rank
         self._watcher.append("autopsy", report.as_message(own) | told)
+
+
+def _shards_for(model: WatchedModel, due: _Due) -> AbstractContextManager[Mapping[int, IO[bytes]]]:
+    """By rank, what a replay needs; nothing where the parameters are not sharded.
+
+    Raises:
+        NoShardsError: they are not to be had; also when the context is entered.
+    """
+    if model.shards is None:
+        return nullcontext({})
+    if due.handover is None:
+        raise NoShardsError("the ranks that hold parts of the parameters were not asked for them")
+    return due.handover.own(due.name, model.shards)
 
 
 def _pass_of(moment: Moment, microbatch: int | None) -> Pass | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import spool
@@ -37,6 +37,17 @@ class Handover:
         self._shelf = shelf
         self._folder = folder
         self._rank = rank
+
+    def ask(self, name: tuple[int, int], shards: Shards) -> None:
+        """Have the other ranks lay theirs down, once they have seen the reduction of the round."""
+        # When it fails, they do not come, which is said then.
+        with suppress(OSError):
+            self._shelf.ask(name, self._rank, shards.ranks)
+
+    def call_off(self, name: tuple[int, int]) -> None:
+        """They are not needed after all."""
+        with suppress(OSError):
+            self._shelf.opened(name)
 
     def lay_down(self, name: tuple[int, int], shards: Shards) -> int | None:
         """Lay this rank's shards down if another one has asked for them in this round.
