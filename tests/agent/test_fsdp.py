@@ -93,6 +93,10 @@ def test_its_pass_is_replayed(watched, name):
         assert said["reason"] in own["reason"]
         assert others == []
         return
+    if "fails" in said:
+        assert [one["replay"] for one in [own, *others]] == ["REPLAY_NOT_DONE"] * 2
+        assert said["fails"] in own["reason"]
+        return
     if said.get("everywhere"):
         assert [one["of_rank"] for one in others] == [rank for rank in range(RANKS) if rank != BAD_RANK]
     else:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -57,7 +57,7 @@ class Net(nn.Module):
         self.first = nn.Linear(6, 6)
         self.blocks = nn.ModuleList([Block() for _ in range(3)])
         self.last = nn.Linear(6, 3)
-        self.recompute = False
+        self.recompute = self.reentrant = False
 
     def forward(self, values: torch.Tensor, spoil: str = "", *, unused: int | None = None) -> torch.Tensor:
         values = self.first(values)
@@ -66,7 +66,7 @@ class Net(nn.Module):
                 continue
             told = spoil if place == 1 else ""
             if self.recompute:
-                values = checkpoint(block, values, told, use_reentrant=False)
+                values = checkpoint(block, values, told, use_reentrant=self.reentrant)
             else:
                 values = block(values, told)
         return self.last(values)
@@ -104,6 +104,22 @@ def columns(net: Net) -> None:
     nested(net, mesh=mesh, shard_placement_fn=by_column)
 
 
+def compiled(net: Net) -> None:
+    nested(net)
+    for block in net.blocks:
+        block.compile(backend="aot_eager")
+
+
+def offloaded(net: Net) -> None:
+    nested(net, offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
+def reentrant(net: Net) -> None:
+    net.recompute = True
+    net.reentrant = True
+    nested(net)
+
+
 def tied(net: Net) -> None:
     net.blocks[2].up.weight = net.blocks[0].up.weight
     whole(net)
@@ -138,6 +154,13 @@ CASES: dict[str, tuple[Callable[[Net], None], dict[str, Any], dict[str, Any]]] =
     "hybrid": (hybrid, {"kind": "backward"}, BACKWARD),
     "columns": (columns, {"kind": "backward"}, BACKWARD),
     "grouped": (grouped, {"kind": "backward"}, BACKWARD),
+    "compiled": (compiled, {"kind": "forward"}, FORWARD),
+    "offloaded": (offloaded, {"kind": "backward"}, BACKWARD),
+    "reentrant": (
+        reentrant,
+        {"kind": "backward"},
+        {"phase": "PHASE_BACKWARD", "only": SPOILT, "fails": "checkpoint"},
+    ),
     "tied": (tied, {"kind": "forward"}, FORWARD),
     "recomputed": (recomputed, {"kind": "backward"}, BACKWARD),
     "by_another_name": (

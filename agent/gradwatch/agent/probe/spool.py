@@ -14,7 +14,7 @@ A spool is the folder of one run on one node, named to its processes by GRADWATC
       status.json                            the job as the collector sees it, for the launcher
       order.json                             the collector's newest order for the launcher
       commanded                              a framework's controller takes the orders in the launcher's place
-      capsules/                              micro-batches that another rank may replay
+      capsules/                              micro-batches that another rank may replay, and shards of weights
 
 Standard library only: the probe imports this.
 """
