@@ -121,7 +121,8 @@ def _device(case: Case) -> Guess | None:
         return Guess(
             LikelyKind.DEVICE,
             f"replayed on rank {first.rank} it went bad again, and on another rank it did not",
-            f"Take {where} out of the job and test its memory and arithmetic.",
+            f"Unless that process has code, buffers or libraries of its own, take {where} out of the job and "
+            "test its memory and arithmetic.",
         )
     if case.judgement is Judgement.TRANSIENT:
         return Guess(
