@@ -46,6 +46,10 @@ def test_who_is_watched_says_by_which_framework(watched):
     assert "<unknown>" not in names
 
 
+def test_nobody_is_said_to_be_unwatched(watched):
+    assert [of(records, "unwatched") for records in watched[1]] == [[]] * RANKS
+
+
 def test_models_of_different_kinds_are_told_apart(watched):
     for records in watched[1]:
         models = of(records, "model")

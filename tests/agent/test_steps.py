@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from gradwatch.agent.probe.steps import StepClock
+from tests.ranks import run_ranks
+from tests.training.dry_steps import STEPS
 
 
 class FakeAttempt:
@@ -100,3 +105,19 @@ def test_the_users_own_step_stands_over_all(weight):
     clock.follow_optimizer(optimizer)
     attempt(clock, optimizer)
     assert clock.step == 8
+
+
+def test_a_step_that_only_makes_an_optimizers_state_is_none(tmp_path):
+    # torch.distributed.checkpoint takes one before the model has run, and at every save with plain SGD.
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    results = run_ranks("tests.training.dry_steps", 2, [str(tmp_path)], spool=spool)
+    assert not any("gradwatch:" in result.output for result in results), results[0].output
+    journals = sorted(spool.glob("rank*.jsonl"))
+    assert len(journals) == 2
+    records = [json.loads(line) for journal in journals for line in journal.read_text().splitlines()]
+    assert not any("unwatched" in record for record in records)
+    saves = [record["checkpoint"] for record in records if "checkpoint" in record]
+    assert {(Path(save["path"]).name, save["step"]) for save in saves} == {
+        (f"step-{step}", step) for step in range(1, STEPS + 1)
+    }

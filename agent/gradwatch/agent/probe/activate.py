@@ -12,6 +12,7 @@ from gradwatch.agent.probe import single as alone
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import patch_backward
 from gradwatch.agent.probe.ddp import DDPWatch
+from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.saves import patch_saves
@@ -24,6 +25,8 @@ from gradwatch.agent.probe.watcher import RECORDER, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gradwatch.agent.probe.steps import StepClock
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def activate() -> Probe | None:
     single = watcher.single = SingleWatch(watcher)
     _patch_backward(watcher, single)
     _patch_optimizers(watcher, single)
+    leave_dry_steps_out(watcher.clock)
     patch_saves(_guarded(watcher, "saves", watcher.saving))
     _active = Probe(watcher, ddp, fsdp, single)
     # Without this file nobody could tell a job that never imported us from one that never
@@ -91,6 +95,11 @@ def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[
         return None
 
     return run
+
+
+def _unless_still(clock: StepClock, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Do nothing while what optimizers do is no update."""
+    return lambda *args: None if clock.stands_still else call(*args)
 
 
 def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
@@ -155,8 +164,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         single_scaled(losses)
 
     patch_optimizers(
-        guarded("steps", enter),
-        leave,
+        _unless_still(clock, guarded("steps", enter)),
+        _unless_still(clock, leave),
         guarded("steps", clock.state_loaded),
         reload.scale_updated,
         scaled,

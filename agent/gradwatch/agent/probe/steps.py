@@ -26,11 +26,13 @@ class StepClock:
     Attributes:
         step: attempts finished so far, which is the ordinal of the one under way.
         attempts: begun in this process, of any optimizer.
+        stands_still: what optimizers do now is no update.
     """
 
     def __init__(self, resume_step: int | None = None) -> None:
         self.step = self._first = resume_step or 0
         self.attempts = 0
+        self.stands_still = False
         self._told = resume_step is not None
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -67,6 +69,15 @@ class StepClock:
             yield
         finally:
             self.step, self._told = step, told
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """What optimizers do meanwhile is no update."""
+        before, self.stands_still = self.stands_still, True
+        try:
+            yield
+        finally:
+            self.stands_still = before
 
     def state_loaded(self, optimizer: Any) -> None:
         """An optimizer has loaded a state: go on from its step, unless told otherwise."""
