@@ -17,14 +17,15 @@ FAULT = ["--bad-rank", 1, "--bad-step", 11]
 
 
 @pytest.mark.parametrize(
-    ("module", "resume", "good", "poisoned"),
+    ("module", "resume", "good", "poisoned", "operator"),
     [
-        ("with_lightning", ["--ckpt", "{resume}"], "epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt"),
+        ("with_lightning", ["--ckpt", "{resume}"], "epoch=1-step=8.ckpt", "epoch=2-step=12.ckpt", None),
         # It looks for its latest checkpoint itself: what is poisoned must be out of its sight.
-        ("with_trainer", [], "checkpoint-8", "checkpoint-12"),
+        ("with_trainer", [], "checkpoint-8", "checkpoint-12", None),
+        ("with_fsdp2", ["--resume", "{resume}"], "step-8", "step-12", "aten.log.default"),
     ],
 )
-def test_it_recovers_from_a_poisoned_step(module, resume, good, poisoned, tmp_path):
+def test_it_recovers_from_a_poisoned_step(module, resume, good, poisoned, operator, tmp_path):
     place, reference = Place(tmp_path), Place(tmp_path / "reference")
     policy = write_policy(tmp_path / "policy.yaml", place.checkpoints)
 
@@ -43,6 +44,7 @@ def test_it_recovers_from_a_poisoned_step(module, resume, good, poisoned, tmp_pa
     (decision,) = performed(healed.report)
     assert decision["checkpoint"] == {"path": str(place.checkpoints / good), "step": 8}
     assert healed.report["generations"] == 2
+    assert [one["first"]["operator"] for one in healed.report["incidents"]] == [operator]
     assert place.strikes == 1
     assert any(poisoned in str(path) for path in place.quarantined())
 
