@@ -157,13 +157,8 @@ def passed(tallies: dict[str, Tally], wrong: list[str]) -> bool:
 
 
 def jobs_of(plan: list[str]) -> list[list[str]]:
-    """Divide a plan: a process has models of DDP, or of FSDP2."""
-    kinds = [[name for name in plan if name.endswith("FSDP2") is sharded] for sharded in (False, True)]
-    return [
-        kind[start : start + MODELS_OF_A_JOB]
-        for kind in kinds
-        for start in range(0, len(kind), MODELS_OF_A_JOB)
-    ]
+    """Divide a plan."""
+    return [plan[start : start + MODELS_OF_A_JOB] for start in range(0, len(plan), MODELS_OF_A_JOB)]
 
 
 def campaign(plan: list[str], seed: int, world_sizes: list[int]) -> tuple[dict[str, Tally], list[str]]:
