@@ -123,7 +123,7 @@ class DDPWatch:
             fuses = self._watcher.fuses
             if fuses.intact("attach"):
                 try:
-                    if ddp._use_python_reducer:
+                    if _uses_python_reducer(ddp):
                         self._watcher.unwatched(
                             "DistributedDataParallel runs with torch.compile's python_reducer, "
                             "which calls no comm hook"
@@ -228,3 +228,13 @@ def _comm_hook(model: DDPModel, bucket: GradBucket) -> torch.futures.Future[torc
         except Exception as error:
             fuses.blow("reduced", error)
     return reduction
+
+
+def _uses_python_reducer(ddp: Any) -> bool:
+    """Whether torch.compile's own reducer does the work of a DDP instance that is being made."""
+    known = getattr(ddp, "_use_python_reducer", None)
+    if known is None:
+        # Older releases decide it only later in `__init__`, by this.
+        dynamo: Any = torch._dynamo.config
+        known = dynamo._get_optimize_ddp_mode().startswith("python_reducer")
+    return bool(known)
