@@ -1,9 +1,10 @@
 """Micro-batches that go bad in one operator each, one case after the other, in one process group.
 
-usage: python -m tests.training.autopsy OUTPUT
+usage: python -m tests.training.autopsy OUTPUT MODE
 
-The fault is in the data of rank 1 in the last step of each case, whose update is left out. OUTPUT.RANK gets
-that rank's watermark at the time of each replay.
+The fault is in the data of rank 1 in the last step of each case, whose update is left out: on the host by the
+script, on a device, for which this CPU stands, by the guard. OUTPUT.RANK gets that rank's watermark at the
+time of each replay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradwatch.agent.probe.autopsy import autopsies
+from gradwatch.agent.probe.autopsy import on_device, replayer
 from tests.training.autopsy_blocks import (
     WIDTH,
     Attention,
@@ -43,6 +44,7 @@ from tests.training.autopsy_blocks import (
     Transient,
 )
 from tests.training.group import process_group
+from tests.training.late import late_device_look
 
 STEPS = 3
 BAD_STEP = STEPS - 1
@@ -97,8 +99,41 @@ BACKWARD = {"phase": "PHASE_BACKWARD", "module": "block"}
 LOG = {**FORWARD, "operator": "aten.log.default", "at": "log of 0"}
 SQRT = {**BACKWARD, "operator": "aten.div.Tensor", "at": "its slope at 0"}
 FINITE = "REPLAY_FINITE"
+REPRODUCED = "REPLAY_REPRODUCED"
 NOT_DONE = {"replay": "REPLAY_NOT_DONE", "other": None}
 
+# Of a child process.
+ON_HOST_ONLY = {"endless", "suicidal"}
+GUARD = {"GRADWATCH_GUARD": '{"on_nonfinite": "skip_step"}'}
+
+
+@dataclass(frozen=True)
+class Mode:
+    """On what the cases run, and how.
+
+    Attributes:
+        environment: of the ranks.
+        behind: how many questions the device is behind; None on the host.
+        fused: the optimizer skips on the device, and some updates follow.
+        cases: names of those that run; all when empty.
+    """
+
+    environment: dict[str, str]
+    behind: int | None = None
+    fused: bool = False
+    cases: tuple[str, ...] = ()
+
+
+_SOME = ("log", "sqrt", "batch_norm", "second_of_four", "synchronized", "scaler", "broken_device")
+MODES = {
+    "host": Mode({}),
+    "device": Mode(GUARD, behind=3),
+    # What the last of these stands for is over by the time of the replay.
+    "fused": Mode(GUARD, behind=1, fused=True, cases=_SOME[:-1]),
+    # By the time of the read-out another update has been applied.
+    "too_late": Mode(GUARD, behind=2, fused=True, cases=("log",)),
+    "every_step": Mode({"GRADWATCH_GUARD": '{"read_out": "every_step"}'}, behind=3, cases=_SOME),
+}
 # name: (options, what rank 1 should journal; `other` is rank 0's replay of it)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "log": ({"block": Log}, LOG),
@@ -143,13 +178,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LOG, "missing": "c10d.allreduce_", "other": "REPLAY_RECEIVED"},
     ),
     "broken_device": ({"block": Broken}, {**FORWARD, "operator": "aten.fill_.Scalar", "other": FINITE}),
-    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE}),
+    # In the training process itself rank 0, which it has not struck yet, is struck.
+    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE, "on_device": REPRODUCED}),
     "endless": ({"block": Endless}, {**NOT_DONE, "reason": "took too long", "other": "REPLAY_NOT_DONE"}),
     "suicidal": ({"block": Suicidal}, {**NOT_DONE, "reason": "signal 9", "other": "REPLAY_NOT_DONE"}),
     # Only the first round of a stretch.
     "stretch": ({"block": Log, "bad_from": BAD_STEP - 1}, LOG),
     "scaler": ({"block": Block, "loss": "overflow", "scaler": True}, {"replay": None, "other": None}),
 }
+
+
+def names_in(mode: str) -> list[str]:
+    """The cases that run in a mode."""
+    chosen = MODES[mode].cases or CASES
+    return [name for name in chosen if mode == "host" or name not in ON_HOST_ONLY]
 
 
 def net_of(options: dict[str, Any]) -> nn.Module:
@@ -171,17 +213,18 @@ def loss_of(output: Any, kind: str) -> torch.Tensor:
     return values.pow(2).mean() * (1e30 if kind == "overflow" else 1.0)
 
 
-def run(rank: int, options: dict[str, Any]) -> None:
+def run(rank: int, options: dict[str, Any], mode: Mode) -> None:
     wrap = options.get("wrap", lambda values: values)
     micro_batches, bad_micro = options.get("micro", 1), options.get("bad_micro", 0)
     ddp = DistributedDataParallel(net_of(options), broadcast_buffers=False)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01, fused=mode.fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled="scaler" in options)
     ballast = {"ballast": torch.zeros(options["ballast"])} if "ballast" in options else {}
-    for step in range(STEPS):
+    for step in range(STEPS + 2 * mode.fused):
         optimizer.zero_grad()
         for micro in range(micro_batches):
-            bad = rank == 1 and step >= options.get("bad_from", BAD_STEP) and micro == bad_micro
+            badly = options.get("bad_from", BAD_STEP) <= step <= BAD_STEP
+            bad = rank == 1 and badly and micro == bad_micro
             values = values_of(rank, step, micro, options.get("fill", 0.0) if bad else None)
             if bad and options.get("poison"):
                 with torch.no_grad():
@@ -194,31 +237,37 @@ def run(rank: int, options: dict[str, Any]) -> None:
                 if options.get("change"):
                     ballast["ballast"].zero_()
                 scaler.scale(loss_of(output, options.get("loss", "") if bad else "")).backward()
-        if step < options.get("bad_from", BAD_STEP) or scaler.is_enabled():
+        if mode.behind is not None or step < options.get("bad_from", BAD_STEP) or scaler.is_enabled():
             scaler.step(optimizer)
             scaler.update()
     dist.barrier()
 
 
-def main(output: Path) -> None:
+def main(output: Path, name_of_mode: str) -> None:
+    mode = MODES[name_of_mode]
     watermarks: list[int] = []
-    in_child = autopsies.in_child
 
-    def looked(call: Any, *, seconds: float) -> Any:
-        rank = int(os.environ["RANK"])
-        (progress,) = Path(os.environ["GRADWATCH_SPOOL"]).glob(f"rank{rank:05}-*.progress")
-        watermarks.append(json.loads(progress.read_text())["round"])
-        return in_child(call, seconds=seconds)
+    def looked(replay: Any) -> Any:
+        def replayed(*args: Any, **kwargs: Any) -> Any:
+            rank = int(os.environ["RANK"])
+            (progress,) = Path(os.environ["GRADWATCH_SPOOL"]).glob(f"rank{rank:05}-*.progress")
+            watermarks.append(json.loads(progress.read_text())["round"])
+            return replay(*args, **kwargs)
 
-    autopsies.in_child = looked  # type: ignore[assignment]
+        return replayed
+
+    replayer.in_child = looked(replayer.in_child)
+    replayer.in_process = looked(replayer.in_process)
     # However slow the machine is.
-    autopsies.SECONDS_IN_ALL = 1000.0
+    replayer.SECONDS_IN_ALL = on_device.HELP_SECONDS = 1000.0
+    if mode.behind is not None:
+        late_device_look(mode.behind)
     with process_group() as rank:
-        for name, (options, _) in CASES.items():
-            autopsies.SECONDS = 3.0 if name == "endless" else 120.0
-            run(rank, options)
+        for name in names_in(name_of_mode):
+            replayer.SECONDS = 3.0 if name == "endless" else 120.0
+            run(rank, CASES[name][0], mode)
         output.with_suffix(f".{rank}").write_text(json.dumps(watermarks))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""A device that is behind: its events pass three questions late."""
+"""A device that is behind: its events pass some questions late."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 class LateEvent:
     """Stands for `torch.cuda.Event`."""
 
+    behind = 3
     asked = 0
 
     def record(self) -> None:
@@ -15,14 +16,15 @@ class LateEvent:
 
     def query(self) -> bool:
         self.asked += 1
-        return self.asked > 3
+        return self.asked > self.behind
 
     def synchronize(self) -> None:
-        self.asked = 4
+        self.asked = self.behind + 1
 
 
-def late_device_look() -> None:
-    """Have the probe, if there is one, look at this CPU as at such a device."""
+def late_device_look(behind: int = 3) -> None:
+    """Have the probe, if there is one, look at this CPU as at such a device, so many questions behind."""
+    LateEvent.behind = behind
     if os.environ.get("GRADWATCH_SPOOL"):
         from gradwatch.agent.probe.model import WatchedModel
 

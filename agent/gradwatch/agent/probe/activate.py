@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.probe import single as alone
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import patch_backward
+from gradwatch.agent.probe.autopsy.autopsies import PART as AUTOPSY
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
@@ -117,12 +118,25 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
 
 
+def _replays(watcher: Watcher) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What those on a device do before an update attempt, and after it."""
+    if watcher.autopsies is None:
+        return _nothing, _nothing
+    on_device = watcher.autopsies.on_device
+    return _guarded(watcher, AUTOPSY, on_device.before), _guarded(watcher, AUTOPSY, on_device.after)
+
+
+def _nothing(*_: Any) -> None:
+    """Does it."""
+
+
 def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
 
     guarded = functools.partial(_guarded, watcher)
     single_steps = guarded(alone.PART, single.stepping)
     single_before = guarded(alone.PART, single.attempted)
+    replays, update_over = _replays(watcher)
     unguarded = guarded(MOMENTS, watcher.second_moments.before)
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
@@ -137,6 +151,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         if clock.enter(attempt, optimizer):
             by_itself = attempt is optimizer
             call = single_before(attempt, optimizer, args, kwargs)
+            call = replays(attempt, optimizer, *(call or (args, kwargs))) or call
             # A GradScaler has a wheel of its own.
             return (before(optimizer, *(call or (args, kwargs))) or call) if by_itself else call
         if attempt is optimizer and not by_itself and clock.depth == _INSIDE:
@@ -150,6 +165,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         # Not under the fuse of the steps: whatever fails there, held gradients are given back.
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
+        if clock.depth <= 1:
+            update_over()
         if count(attempt, optimizer):
             stepped(optimizer)
             reload.attempted(attempt, optimizer)

@@ -154,10 +154,10 @@ class DDPModel(WatchedModel):
         super().start_over()
         self._reductions, self._waiting = [], None
 
-    def catch_up(self) -> None:
-        """Write down what is known by now of earlier rounds."""
+    def catch_up(self, *, wait: bool = False) -> None:
+        """Write down what is known by now of earlier rounds; with `wait`, all there is to know of them."""
         self._settle_reduced()
-        super().catch_up()
+        super().catch_up(wait=wait)
 
     def _backward_ended(self) -> None:
         if not self._watcher.fuses.intact("reduced"):

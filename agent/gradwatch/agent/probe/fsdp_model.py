@@ -42,6 +42,7 @@ class FSDPModel(WatchedModel):
         root: ordinal of this model in its process.
     """
 
+    replays_on_device = False
     source = "fsdp-unsharded"
     differs_by_rank = True
     shards: Shards
@@ -225,7 +226,9 @@ class FSDPModel(WatchedModel):
         module = self.module()
         if module is not None and has_other_entrances(module):
             return "its passes may begin in another method than forward (register_fsdp_forward_method)"
-        return super().why_not_replayed() or self.shards.why_not_whole
+        if not self.on_host:
+            return "on a device, passes of a sharded model are not replayed"
+        return self.shards.why_not_whole
 
     def prepare_replay(self, shards: Mapping[int, Sequence[torch.Tensor]]) -> dict[int, torch.Tensor]:
         """In a child process: have the module compute without anything of another rank.

@@ -52,6 +52,18 @@ class GuardPolicy:
         return cls(asked.get("max_consecutive"), asked.get("max_per_1000_steps"))
 
 
+def reads_out_every_step(text: str | None) -> bool:
+    """Whether GRADWATCH_GUARD asks each update attempt on a device to wait for the look at its gradients.
+
+    Raises:
+        ValueError: it is no JSON object, or asks for something unknown.
+    """
+    when = json.loads(text).get("read_out", "when_ready") if text else "when_ready"
+    if when not in {"when_ready", "every_step"}:
+        raise ValueError(f"GRADWATCH_GUARD: read_out is {when!r}; known are 'when_ready' and 'every_step'")
+    return bool(when == "every_step")
+
+
 @dataclass(frozen=True)
 class Tally:
     """Where the count of skips stands after one."""

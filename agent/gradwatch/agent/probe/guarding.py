@@ -72,6 +72,8 @@ class Guarding:
             optimizer.found_inf = torch.stack(flags).amax()
             self._on_device = True
             self._skipping_themselves.update(self._models)
+            if self._watcher.autopsies is not None:
+                self._watcher.autopsies.on_device.may_be_left_out(optimizer, self._models)
             return None
         self._hold_if_bad(optimizer)
         return None
@@ -149,6 +151,12 @@ class Guarding:
         bad = any(_is_bad(model) for model in self._models) or overflows(
             optimizer, self._models, skipped=True
         )
+        if bad and self._watcher.autopsies is not None:
+            # The weights are held: what a device has seen can be replayed, once it is known.
+            late = [model for model in self._models if not model.on_host]
+            for model in late:
+                model.catch_up(wait=True)
+            self._watcher.autopsies.on_device.replay_pending(late)
         if any(model.differs_by_rank for model in self._models):
             bad = self._agreed(bad=bad)
         if bad:

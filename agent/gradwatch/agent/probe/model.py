@@ -35,7 +35,10 @@ _VALUES_PER_PARAMETER = 3
 # And five for each micro-batch.
 _VALUES_OF_PASSES = 64
 
-_ON_A_DEVICE = "a device's weights may have been updated by the time the fault is read out"
+_ON_A_DEVICE = (
+    "a device's weights may have been updated by the time the fault is read out; with the policy's guard, or "
+    "its read_out: every_step, they are as they were"
+)
 
 
 class WatchedModel:
@@ -52,6 +55,7 @@ class WatchedModel:
 
     Attributes:
         group_size: ranks that reduce together.
+        device: where its gradients are.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
         replicates: whether each rank of the group holds the same parameters.
@@ -68,6 +72,7 @@ class WatchedModel:
         recorder: of its last rounds.
         flight_told: of the bad rounds under way, how it came to them.
         differs_by_rank: whether each rank sees another part of the reduced gradients.
+        replays_on_device: whether its passes can be replayed there.
         shards: of the parameters; None where each rank holds them whole.
     """
 
@@ -76,6 +81,7 @@ class WatchedModel:
     replicates = False
     differs_by_rank = False
     shards: Shards | None = None
+    replays_on_device = True
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class WatchedModel:
             self._keys[id(parameter)] = key
         self._module = None if module is None else weakref.ref(module)
         self.recorder = Recorder(root, self._infos)
+        self.device = device
         self._on_cuda = device.type == "cuda"
         self._new_event: Callable[[], Any] | None = None
         self.look = self._choose_look(device, len(self._infos))
@@ -123,8 +130,9 @@ class WatchedModel:
             self.fuses,
             watcher.spent,
             self._gradients_so_far,
-            capsules=watcher.autopsies.capsules if watcher.autopsies is not None and self.on_host else None,
+            capsules=None if watcher.autopsies is None else watcher.autopsies.capsules_for(self),
             weights=self._two_parameters,
+            device=device,
         )
         self._pass: Pass | None = None
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
@@ -310,9 +318,9 @@ class WatchedModel:
         self.reduced_excused, self.flight_told = None, False
         self.recorder.start_over()
 
-    def catch_up(self) -> None:
-        """Write down what is known by now of earlier rounds."""
-        self._watcher.landed(self, self.look.arrived())
+    def catch_up(self, *, wait: bool = False) -> None:
+        """Write down what is known by now of earlier rounds; with `wait`, all there is to know of them."""
+        self._watcher.landed(self, self.look.arrived(wait=wait))
         self.tell_checksum()
 
     @property
@@ -360,7 +368,7 @@ class WatchedModel:
 
     def why_not_replayed(self) -> str | None:
         """Why no pass of it can be replayed now; None when one can be."""
-        return None if self.on_host else _ON_A_DEVICE
+        return None if self.on_host or self._watcher.settings.holds_weights else _ON_A_DEVICE
 
     def prepare_replay(self, shards: Mapping[int, Sequence[torch.Tensor]]) -> dict[int, torch.Tensor]:
         """In a child process: have the module compute without anything of another rank.

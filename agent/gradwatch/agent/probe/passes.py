@@ -117,6 +117,7 @@ class Passes:
         gradients: gives those of the model as they are now.
         capsules: where passes are kept for a replay; None to keep none.
         weights: some of the model's parameters.
+        device: where the model is.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Passes:
         *,
         capsules: Capsules | None = None,
         weights: Callable[[], Sequence[torch.Tensor]] = tuple,
+        device: torch.device | None = None,
     ) -> None:
         self._fact = fact
         self._ordinal = ordinal
@@ -137,6 +139,7 @@ class Passes:
         self._gradients = gradients
         self._capsules = capsules
         self._weights = weights
+        self._device = device or torch.device("cpu")
         self._passes: list[Pass] = []
 
     def entered(
@@ -179,7 +182,9 @@ class Passes:
         if not remember:
             return one
         if self._capsules is not None:
-            one.capsule = self._capsules.begin(args, kwargs, tensors, leaves.unknown, self._weights)
+            one.capsule = self._capsules.begin(
+                args, kwargs, tensors, leaves.unknown, self._weights, device=self._device
+            )
         self._passes = [*self._passes[1 - _MAX_PASSES :], one]
         return one
 

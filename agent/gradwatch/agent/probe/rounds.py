@@ -92,12 +92,14 @@ class BucketFindings:
 
     Attributes:
         origin: where it began on this rank.
+        passes: those of the moment, with facts that the host knows.
     """
 
     moment: Moment
     bucket: int
     gradients: list[BadGradient]
     origin: Origin = field(default_factory=Origin)
+    passes: tuple[Pass, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ class HostLook:
         bad = bad_gradients(bucket.gradients())
         parameters = moment.parameters()
         known = parameters if isinstance(parameters, bool) else None
-        return BucketFindings(moment, bucket.index, bad, origin_of(moment.passes, parameters=known))
+        origin = origin_of(moment.passes, parameters=known)
+        return BucketFindings(moment, bucket.index, bad, origin, moment.passes)
 
     def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> float | None:
         """See `Look.reduced`."""
@@ -399,14 +402,14 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
     result.loss, result.loss_scale = (
         values[number] if isinstance(number, int) else number for number in flight.numbers or (None, None)
     )
-    origin: Origin | None = None
+    known: tuple[Origin, tuple[Pass, ...]] | None = None
     for bucket in flight.buckets:
         found = _values_at(bucket.keys, bucket.places, values)
         flight.moment.magnitudes.update(found)
         bad = _bad_among(found)
         if bad:
-            origin = origin or _origin(flight, values)
-            result.findings.append(BucketFindings(flight.moment, bucket.index, bad, origin))
+            known = known or _origin(flight, values)
+            result.findings.append(BucketFindings(flight.moment, bucket.index, bad, *known))
     if flight.reduced_looked:
         result.reduced_bad = any(
             place is not None and not math.isfinite(values[place])
@@ -415,7 +418,8 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
         )
     if result.reduced_bad:
         bad = [one for keys, places in flight.reduced for one in _bad_among(_values_at(keys, places, values))]
-        result.reduced = ReducedFindings(bad, (origin or _origin(flight, values)).overflow)
+        origin, _ = known or _origin(flight, values)
+        result.reduced = ReducedFindings(bad, origin.overflow)
     return result
 
 
@@ -437,13 +441,13 @@ def _facts(moment: Moment) -> list[Fact]:
     return [moment.parameters(), *(fact for one in moment.passes for fact in one.all_facts())]
 
 
-def _origin(flight: _Flight, values: list[float]) -> Origin:
-    """Where it began, by the facts as they have been read out."""
+def _origin(flight: _Flight, values: list[float]) -> tuple[Origin, tuple[Pass, ...]]:
+    """Where it began, by the facts as they have been read out, and the passes with these."""
     known = [
         place if place is None or isinstance(place, bool) else math.isfinite(values[place])
         for place in flight.facts
     ]
     parameters, *rest = known
     facts = iter(rest)
-    passes = [one.read_out(facts) for one in flight.moment.passes]
-    return origin_of(passes, parameters=parameters)
+    passes = tuple(one.read_out(facts) for one in flight.moment.passes)
+    return origin_of(passes, parameters=parameters), passes

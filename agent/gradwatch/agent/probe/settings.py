@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradwatch.agent.probe.guard import GuardPolicy
+from gradwatch.agent.probe.guard import GuardPolicy, reads_out_every_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,8 +24,15 @@ class Settings:
     guard: GuardPolicy | None
     checkpoints_root: Path | None
     autopsy: bool = True
+    # On a device: each update attempt waits until its gradients have been read out.
+    read_out_every_step: bool = False
     # Rounds between two checksums of the parameters; 0 for none.
     replica_check_every: int = 100
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether those of a device are, as a rule, still as they were when a fault is read out."""
+        return self.guard is not None or self.read_out_every_step
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings | None:
@@ -45,6 +52,7 @@ class Settings:
             generation=int(environ.get("GRADWATCH_GENERATION") or 0),
             resume_step=int(resume_step) if resume_step else None,
             guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
+            read_out_every_step=reads_out_every_step(environ.get("GRADWATCH_GUARD")),
             checkpoints_root=Path(root) if root else None,
             replica_check_every=int(environ.get("GRADWATCH_REPLICA_CHECK_EVERY") or 100),
             autopsy=environ.get("GRADWATCH_AUTOPSY", "").lower() not in {"off", "no", "false", "0"},

@@ -387,6 +387,10 @@ class Watcher:
                 self.tally.settle(result.moment)
             if result.reduced_bad is not None:
                 bad, told = result.reduced_bad, result.reduced_findings
+                if self.autopsies is not None:
+                    overflow = result.reduced is not None and result.reduced.overflow
+                    new = not self.tally.after_a_bad_reduction and not (overflow and self.tally.excuses)
+                    self.autopsies.on_device.landed(model, result.moment, bad=bad, new=new)
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
                 if self.guarding is not None:
                     self.guarding.landed(model, result.moment, bad=result.reduced_bad)

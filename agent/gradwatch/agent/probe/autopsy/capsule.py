@@ -16,6 +16,31 @@ if TYPE_CHECKING:
 
 CAP_BYTES = 64 << 20
 _MIB = 1 << 20
+_HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Of torch's generators.
+
+    Attributes:
+        host: the CPU's.
+        device: the device's; None where the model is on none.
+    """
+
+    host: torch.Tensor
+    device: torch.Tensor | None = None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """As they are; waits for no device: its generator's state is on the host."""
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self, device: torch.device) -> None:
+        """Have the generators, that of this device among them, go on from here."""
+        torch.set_rng_state(self.host)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device, device)
 
 
 @dataclass(eq=False)
@@ -25,8 +50,9 @@ class Capsule:
     Attributes:
         args: of the module's forward.
         kwargs: likewise.
-        rng: state of the CPU's generator before the pass.
+        rng: of before the pass.
         autocast: whether it was on, and its dtype.
+        device: where the model is.
         entering: the gradients that came back, by ordinal of the tensor in the output.
         nbytes: of the tensors that are kept.
         lost: why it cannot be replayed; "" while it can.
@@ -34,23 +60,38 @@ class Capsule:
 
     args: Any = ()
     kwargs: Any = field(default_factory=dict)
-    rng: torch.Tensor | None = None
+    rng: RandomState | None = None
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)
+    device: torch.device = _HOST
     entering: dict[int, torch.Tensor] = field(default_factory=dict)
     nbytes: int = 0
     lost: str = ""
     _versions: list[tuple[torch.Tensor, int, str]] = field(default_factory=list)
+    _weights: list[tuple[torch.Tensor, int]] = field(default_factory=list)
 
     def watch_for_changes(self, tensors: Sequence[torch.Tensor], what: str) -> None:
         """These must not be changed in place from now on; `what` names them in a sentence."""
         self._versions += [(tensor, _version(tensor), what) for tensor in tensors]
+
+    def watch_weights(self, weights: Sequence[torch.Tensor]) -> None:
+        """There must be no update from now on. What an optimizer leaves as it was, it may have written to."""
+        self._weights = [(tensor, _version(tensor)) for tensor in weights]
+
+    def update_left_out(self) -> None:
+        """What an optimizer has just done, it did to no weight."""
+        self.watch_weights([tensor for tensor, _ in self._weights])
+
+    @property
+    def is_of_these_weights(self) -> bool:
+        """Whether there was no update since."""
+        return not self.lost and all(_version(tensor) == version for tensor, version in self._weights)
 
     def release(self, why: str = "its round is over") -> None:
         """Keep nothing any more."""
         self.lost = self.lost or why
         self.args, self.kwargs, self.rng = (), {}, None
         self.entering = {}
-        self._versions = []
+        self._versions, self._weights = [], []
         self.nbytes = 0
 
     def why_not(self) -> str:
@@ -58,6 +99,8 @@ class Capsule:
         if self.lost:
             return self.lost
         changed = next((what for tensor, version, what in self._versions if _version(tensor) != version), "")
+        if not changed and not self.is_of_these_weights:
+            changed = "the parameters were"
         return f"{changed} changed in place since the forward pass began" if changed else ""
 
 
@@ -75,6 +118,8 @@ class Capsules:
         tensors: Sequence[torch.Tensor],
         unknown: str | None,
         weights: Callable[[], Sequence[torch.Tensor]],
+        *,
+        device: torch.device = _HOST,
     ) -> Capsule:
         """A forward pass begins.
 
@@ -84,6 +129,7 @@ class Capsules:
             tensors: that were found in them.
             unknown: the type of something in them that could not be looked into.
             weights: some of the model's parameters, which tell by their version whether there was an update.
+            device: where the model is.
         """
         if unknown is not None:
             return Capsule(lost=f"its input holds a {unknown}, of which nothing can be kept")
@@ -93,13 +139,14 @@ class Capsules:
         capsule = Capsule(
             args,
             kwargs,
-            torch.get_rng_state(),
-            (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+            RandomState.now(device),
+            (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
+            device,
         )
         self._make_room(capsule, sum(map(nbytes, tensors)))
         if not capsule.lost:
             capsule.watch_for_changes(tensors, "an input was")
-            capsule.watch_for_changes(weights(), "the parameters were")
+            capsule.watch_weights(weights())
             self._alive.append(weakref.ref(capsule))
         return capsule
 

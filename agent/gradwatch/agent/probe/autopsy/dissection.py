@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -50,6 +51,23 @@ class Collective(Exception):  # noqa: N818 - not an error: the replay ends here
         self.bad = bad
 
 
+class Refused(Exception):  # noqa: N818 - not an error: the replay ends here
+    """What it was about to do is not to be done in a replay; says why."""
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a replay in the training's own process has to mind.
+
+    Attributes:
+        own: the tensors from before it into which it may write.
+        until: by `time.monotonic()`: no operator is begun after that.
+    """
+
+    own: Sequence[torch.Tensor]
+    until: float
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is told of an operator.
@@ -73,16 +91,24 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         given: names what there was before the replay: pairs of "parameter" and the like, and its tensors.
         place: where the operator under way is.
+        care: what is to be minded; None in a child process, which may do as it likes.
     """
 
     def __init__(
-        self, given: Iterable[tuple[str, Sequence[torch.Tensor]]], place: Callable[[], Place]
+        self,
+        given: Iterable[tuple[str, Sequence[torch.Tensor]]],
+        place: Callable[[], Place],
+        care: Care | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.backward = False
         # The exception itself may be turned into another one on its way through C++.
         self.collective: Collective | None = None
+        self.refused: Refused | None = None
         self._place = place
+        self._care = care
+        # By storage, as with events: what the replay has made, and may write into.
+        self._made = {} if care is None else {_key(one): _weak(one) for one in care.own}
         self._index = 0
         self._given = {_key(tensor): what for what, tensors in given for tensor in tensors}
         # The weak reference keeps the key from being used for another storage.
@@ -108,16 +134,16 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name.partition("::")[2]
         inputs = _inputs(func, args, kwargs)
         if func.namespace in _COLLECTIVES:
-            read = (self.bad(one) for one, _ in inputs if isinstance(one, torch.Tensor))
-            self.collective = Collective(str(func), next((bad for bad in read if bad is not None), None))
-            raise self.collective
+            self._refuse_collective(str(func), inputs)
         overwrites = name in _OVERWRITING or func._overloadname.endswith("out")
         written = [one for one, writes in inputs if writes and isinstance(one, torch.Tensor)]
         went_in = [one for one, writes in inputs if not (writes and overwrites)]
+        self._mind(str(func), written)
         # What is changed in place cannot be looked at afterwards.
         before = self._looked_at(went_in) if written else None
         result = func(*args, **kwargs)
         outputs = written or list(_tensors(result))
+        self._note_made(name, inputs, result)
         if name in _UNINITIALISED:
             for tensor in outputs:
                 self._events.pop(_key(tensor), None)
@@ -137,6 +163,37 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif key in self._events and _is_whole(tensor):
                 del self._events[key]
         return result
+
+    def _refuse_collective(self, operator: str, inputs: Sequence[tuple[Any, bool]]) -> None:
+        read = (self.bad(one) for one, _ in inputs if isinstance(one, torch.Tensor))
+        self.collective = Collective(operator, next((bad for bad in read if bad is not None), None))
+        raise self.collective
+
+    def _mind(self, operator: str, written: Sequence[torch.Tensor]) -> None:
+        """Before an operator runs.
+
+        Raises:
+            Refused: it is not to.
+        """
+        care = self._care
+        if care is None:
+            return
+        if time.monotonic() > care.until:
+            self.refused = Refused("it took too long")
+        elif any(_key(one) not in self._made for one in written):
+            self.refused = Refused(f"{operator} would change a tensor that the training goes on with")
+        if self.refused is not None:
+            raise self.refused
+
+    def _note_made(self, name: str, inputs: Sequence[tuple[Any, bool]], result: Any) -> None:
+        if self._care is None:
+            return
+        known = {_key(one) for one, _ in inputs if isinstance(one, torch.Tensor)}
+        for one in _tensors(result):
+            key = _key(one)
+            # `torch.tensor(...)` makes its tensor before it comes here.
+            if key not in known or name == "lift_fresh":
+                self._made[key] = _weak(one)
 
     def _looked_at(self, went_in: Sequence[Any]) -> _Taken:
         """Inputs as they are now."""

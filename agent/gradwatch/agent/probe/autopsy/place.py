@@ -14,6 +14,8 @@ from gradwatch.agent.probe.parameters import class_name, clean_path
 if TYPE_CHECKING:
     from types import CodeType
 
+    from torch.utils.hooks import RemovableHandle
+
     from gradwatch.agent.probe.autopsy.frames import Line
 
 # Not in every torch; without them an operator of the backward pass has no place.
@@ -37,7 +39,7 @@ class Place:
 
 
 class Places:
-    """Follows a replay. Hooks every module of the process: for a child that soon ends only.
+    """Follows a replay. Hooks every module of the process, as long as the context lasts.
 
     Args:
         root: the model.
@@ -50,8 +52,17 @@ class Places:
         self._stack: list[torch.nn.Module] = []
         # By the number that autograd gave to the forward operator's node.
         self._of_nodes: dict[int, Place] = {}
-        torch_module.register_module_forward_pre_hook(self._enter)
-        torch_module.register_module_forward_hook(self._leave, always_call=True)
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> None:
+        self._handles = [
+            torch_module.register_module_forward_pre_hook(self._enter),
+            torch_module.register_module_forward_hook(self._leave, always_call=True),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def here(self) -> Place:
         """The place of the operator under way."""

@@ -1,4 +1,4 @@
-"""Replay a forward and a backward pass, and say where they go bad. For a child process that ends afterwards.
+"""Replay a forward and a backward pass, and say where they go bad.
 
 The loss function is not needed: the gradient that came back to the output of the model stands for it.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.autopsy.dissection import Care
     from gradwatch.agent.probe.autopsy.provenance import Source
 
 _GIVEN = {
@@ -44,8 +45,8 @@ class Case:
     Attributes:
         module: the user's model.
         capsule: what went in.
-        parameters: gives, in the child, those in the order in which their gradients arrived; may change the
-            module.
+        parameters: gives, where it is replayed, those in the order in which their gradients arrived; in a
+            child it may change the module.
         output_was_bad: whether the model's output was, when it ran; None when not known.
     """
 
@@ -55,8 +56,12 @@ class Case:
     output_was_bad: bool | None
 
 
-def replay(case: Case) -> dict[str, Any]:
+def replay(case: Case, care: Care | None = None) -> dict[str, Any]:
     """Replay it.
+
+    Args:
+        case: what is to be replayed.
+        care: what is to be minded; None in a child process that ends afterwards.
 
     Returns:
         Fields of the `Autopsy` message in its JSON mapping.
@@ -71,15 +76,19 @@ def replay(case: Case) -> dict[str, Any]:
             ("parameter", list(case.module.parameters())),
         ],
         places.here,
+        care,
     )
     try:
-        bad = _passes(case, parameters, dissection)
+        with places:
+            bad = _passes(case, parameters, dissection)
     except _NotDone as why:
-        return _not_done(str(why))
+        return not_done(str(why))
     except Exception as error:
+        if dissection.refused is not None:
+            return not_done(str(dissection.refused))
         collective = dissection.collective
         if collective is None:
-            return _not_done(f"the replay failed with {type(error).__name__}: {_first_line(error)}")
+            return not_done(f"the replay failed with {type(error).__name__}: {_first_line(error)}")
         return _ended_at(collective, dissection, case)
     return {"replay": "REPLAY_FINITE"} if bad is None else _told(bad)
 
@@ -93,11 +102,11 @@ def _passes(case: Case, parameters: Sequence[torch.Tensor], dissection: Dissecti
     capsule = case.capsule
     arguments = _detached(capsule.args), _detached(capsule.kwargs)
     if capsule.rng is not None:
-        torch.set_rng_state(capsule.rng)
+        capsule.rng.restore(capsule.device)
     enabled, dtype = capsule.autocast
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.enable_grad(), eager, dissection:
-        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+        with torch.autocast(capsule.device.type, dtype=dtype, enabled=enabled):
             output = case.module(*arguments[0], **arguments[1])
         leaves = Leaves(output).tensors
         if not leaves:
@@ -146,7 +155,7 @@ def _ended_at(collective: Collective, dissection: Dissection, case: Case) -> dic
         )
         return told
     if dissection.backward:
-        return _not_done(
+        return not_done(
             f"the backward pass calls a collective ({collective.operator}), all being finite until then"
         )
     if case.output_was_bad:
@@ -154,7 +163,7 @@ def _ended_at(collective: Collective, dissection: Dissection, case: Case) -> dic
             "replay": "REPLAY_RECEIVED",
             "missing": [f"all was finite until {collective.operator}, which brings what other ranks give"],
         }
-    return _not_done(
+    return not_done(
         f"the forward pass calls a collective ({collective.operator}), all being finite until then"
     )
 
@@ -187,7 +196,8 @@ def _of_operator(event: Event) -> dict[str, Any]:
     return told | {"missing": missing}
 
 
-def _not_done(reason: str) -> dict[str, Any]:
+def not_done(reason: str) -> dict[str, Any]:
+    """Fields of the `Autopsy` message of a pass that could not be replayed."""
     return {"replay": "REPLAY_NOT_DONE", "reason": reason}
 
 

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import spool
-from gradwatch.agent.probe.autopsy.capsule import Capsule
+from gradwatch.agent.probe.autopsy.capsule import Capsule, RandomState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.002
 _SHARDS = ".shards"
+_DECLINED = "declined"
+_HOST = torch.device("cpu")
+_DEVICES = ("cpu", "cuda")
 # As it is before `patch_saves`: this is no checkpoint.
 _save = torch.save
 
@@ -66,18 +69,21 @@ class Shelf:
         content = {
             "args": _plain(capsule.args),
             "kwargs": _plain(capsule.kwargs),
-            "rng": capsule.rng,
+            "rng": None if capsule.rng is None else [capsule.rng.host, capsule.rng.device],
             "autocast": capsule.autocast,
             "entering": _plain(capsule.entering),
             "about": about,
         }
         self._lay_down(name, f"{rank}{spool.CAPSULE_SUFFIX}", content)
 
-    def take(self, name: tuple[int, int]) -> tuple[int, Capsule, dict[str, Any]] | None:
+    def take(
+        self, name: tuple[int, int], device: torch.device = _HOST
+    ) -> tuple[int, Capsule, dict[str, Any]] | None:
         """The capsule of another rank, which is nobody else's from now on; None when there is none.
 
         Args:
             name: root and round.
+            device: where the model of this rank is: what was on the other rank's device is put there.
 
         Returns:
             Whose it was, the capsule, and what went with it.
@@ -93,14 +99,19 @@ class Shelf:
             except FileNotFoundError:
                 continue  # another one was faster
             try:
-                content = torch.load(taken, weights_only=True)
+                content = torch.load(
+                    taken,
+                    weights_only=True,
+                    map_location=lambda storage, at: storage if at == "cpu" else _moved(storage, device),
+                )
             finally:
                 taken.unlink(missing_ok=True)
             capsule = Capsule(
                 tuple(content["args"]),
                 content["kwargs"],
-                content["rng"],
+                None if content["rng"] is None else RandomState(*content["rng"]),
                 tuple(content["autocast"]),
+                device,
                 content["entering"],
             )
             return (
@@ -109,6 +120,24 @@ class Shelf:
                 content["about"],
             )
         return None
+
+    def decline(self, name: tuple[int, int]) -> None:
+        """Say that this rank will lay down no capsule of this round. Does without a disk that is full."""
+        with suppress(OSError):
+            self._write(name, _DECLINED, b"")
+
+    def wait_for_capsule(self, name: tuple[int, int], seconds: float) -> bool:
+        """Whether a rank of this host lays down a capsule of this round, in time.
+
+        Raises:
+            OSError: it cannot be looked for.
+        """
+        prefix, until = self._prefix(name), time.monotonic() + seconds
+        while not any(self._folder.glob(f"{prefix}*{spool.CAPSULE_SUFFIX}")):
+            if time.monotonic() >= until or (self._folder / f"{prefix}{_DECLINED}").exists():
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def ask(self, name: tuple[int, int], rank: int, ranks: Sequence[int]) -> None:
         """Have the ranks of this host lay their shards down, once they have seen the reduction of the round.
@@ -265,13 +294,17 @@ def _wait_for(paths: Collection[Path], seconds: float) -> bool:
     return True
 
 
+def _moved(storage: Any, device: torch.device) -> Any:
+    return storage if device.type == "cpu" else storage.cuda(device)
+
+
 def _plain(value: Any) -> Any:
     """A copy of tensors in plain containers, which does not drag along what they are views of."""
     kind = type(value)
     if (
         kind in {torch.Tensor, torch.nn.Parameter}
         and value.layout == torch.strided
-        and value.device.type == "cpu"
+        and value.device.type in _DEVICES
     ):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if kind in {str, int, float, bool, type(None)}:

@@ -11,6 +11,8 @@ import torch
 from gradwatch.agent.probe import scan
 from gradwatch.agent.probe.parameters import dtype_name
 
+_LOOKED_AT = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Kinds:
@@ -44,10 +46,14 @@ FINITE = Kinds()
 
 
 def kinds_of(value: Any) -> Kinds:
-    """Of a tensor in host memory, or of a number."""
+    """Of a tensor, or of a number; waits for a device."""
     if isinstance(value, float):
         return Kinds(math.isnan(value), value == math.inf, value == -math.inf)
-    if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or scan.surely_finite(value):
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.device.type not in _LOOKED_AT
+        or scan.surely_finite(value)
+    ):
         return FINITE
     values = scan.readable(value)
     if values is None:
@@ -68,7 +74,12 @@ def described(value: Any) -> dict[str, Any]:
         return told | {"min": number, "max": number} if finite else told
     told = {"dtype": dtype_name(value.dtype), "shape": list(value.shape), "nonfinite": 0}
     values = value.detach() if not (value.is_floating_point() or value.is_complex()) else scan.readable(value)
-    if values is None or values.numel() == 0 or value.device.type != "cpu" or value.dtype == torch.bool:
+    if (
+        values is None
+        or values.numel() == 0
+        or value.device.type not in _LOOKED_AT
+        or value.dtype == torch.bool
+    ):
         return told
     if values.is_floating_point():
         finite_ones = values[torch.isfinite(values)]

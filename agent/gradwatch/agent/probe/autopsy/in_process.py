@@ -1,0 +1,82 @@
+"""Replay a pass in the training process itself: a device's memory is not forked with a process.
+
+Unlike a child, it has to leave everything as it found it, down to the random numbers, so that the training
+goes on bit for bit as if nothing had been replayed.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradwatch.agent.probe.autopsy.borrowed import NotLendableError, borrowed
+from gradwatch.agent.probe.autopsy.capsule import RandomState
+from gradwatch.agent.probe.autopsy.dissection import Care
+from gradwatch.agent.probe.autopsy.replay import not_done, replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gradwatch.agent.probe.autopsy.replay import Case
+
+
+def in_process(case: Case, device: torch.device, *, seconds: float) -> dict[str, Any]:
+    """Replay it here and now, outside of any forward or backward pass. Waits for the device.
+
+    Args:
+        case: what is to be replayed.
+        device: where the model is.
+        seconds: after which no further operator is begun.
+
+    Returns:
+        Fields of the `Autopsy` message in its JSON mapping.
+    """
+    until = time.monotonic() + seconds
+    try:
+        with _random_numbers_kept(device), _may_wait(device), borrowed(case.module) as lent:
+            parameters = lent.instead_of(case.parameters())
+            care = Care(lent.buffers, until)
+            told = replay(replace(case, parameters=lambda: parameters), care)
+    except NotLendableError as why:
+        return not_done(str(why))
+    hooked = any(getattr(one, "_backward_hooks", None) for one in case.module.parameters())
+    if told["replay"] == "REPLAY_FINITE" and hooked:
+        return not_done("hooks on its parameters change their gradients, and are not run again")
+    return told
+
+
+@contextmanager
+def _random_numbers_kept(device: torch.device) -> Iterator[None]:
+    """Whoever draws next draws what would have come without us: from Python, NumPy or torch."""
+    numpy: Any = sys.modules.get("numpy.random")
+    python_state, torch_state = random.getstate(), RandomState.now(device)
+    numpy_state = None if numpy is None else numpy.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        torch_state.restore(device)
+        if numpy is not None:
+            numpy.set_state(numpy_state)
+
+
+@contextmanager
+def _may_wait(device: torch.device) -> Iterator[None]:
+    """Waiting for the device is no error meanwhile; the model has given its warnings the first time."""
+    mode = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
+    if mode:
+        torch.cuda.set_sync_debug_mode(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if mode:
+            torch.cuda.set_sync_debug_mode(mode)
