@@ -131,7 +131,7 @@ MODES = {
     # What the last of these stands for is over by the time of the replay.
     "fused": Mode(GUARD, behind=1, fused=True, cases=_SOME[:-1]),
     # By the time of the read-out another update has been applied.
-    "too_late": Mode(GUARD, behind=2, fused=True, cases=("log",)),
+    "too_late": Mode(GUARD, behind=3, fused=True, cases=("log",)),
     "every_step": Mode({"GRADWATCH_GUARD": '{"read_out": "every_step"}'}, behind=3, cases=_SOME),
 }
 # name: (options, what rank 1 should journal; `other` is rank 0's replay of it)
@@ -220,7 +220,7 @@ def run(rank: int, options: dict[str, Any], mode: Mode) -> None:
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01, fused=mode.fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled="scaler" in options)
     ballast = {"ballast": torch.zeros(options["ballast"])} if "ballast" in options else {}
-    for step in range(STEPS + 2 * mode.fused):
+    for step in range(STEPS + 5 * mode.fused):
         optimizer.zero_grad()
         for micro in range(micro_batches):
             badly = options.get("bad_from", BAD_STEP) <= step <= BAD_STEP
