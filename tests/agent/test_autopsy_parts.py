@@ -15,7 +15,7 @@ import torch
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.autopsy import handover
-from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
+from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules, RandomState
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
 from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.provenance import Event, Given, on_purpose, origin_of
@@ -145,7 +145,7 @@ def test_what_was_changed_in_place_is_noticed():
 
 def test_weights_that_were_updated_are_noticed():
     weight = torch.zeros(3)
-    capsule = Capsules().begin((), {}, [], None, lambda: [weight])
+    capsule = Capsules().begin((), {}, [], None, lambda: (weight._version,))
     weight.add_(1)
     assert "the parameters were changed" in capsule.why_not()
 
@@ -223,7 +223,8 @@ def test_children_are_not_waited_for_for_ever(stillborn):
 
 
 def capsule_of(*args):
-    return Capsule(args, {"scale": 2.0}, torch.get_rng_state(), (True, torch.bfloat16), {0: torch.ones(2)})
+    rng = RandomState(torch.get_rng_state())
+    return Capsule(args, {"scale": 2.0}, rng, (True, torch.bfloat16), entering={0: torch.ones(2)})
 
 
 def test_a_capsule_is_taken_once_and_only_by_its_round(tmp_path):

@@ -165,8 +165,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         # Not under the fuse of the steps: whatever fails there, held gradients are given back.
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
-        if clock.depth <= 1:
-            update_over()
+        update_over(attempt, optimizer)
         if count(attempt, optimizer):
             stepped(optimizer)
             reload.attempted(attempt, optimizer)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import replica
+from gradwatch.agent.probe.autopsy.capsule import version_of
 from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
 from gradwatch.agent.probe.passes import Passes, origin_of
 from gradwatch.agent.probe.rank import world_size
@@ -72,6 +73,7 @@ class WatchedModel:
         recorder: of its last rounds.
         flight_told: of the bad rounds under way, how it came to them.
         differs_by_rank: whether each rank sees another part of the reduced gradients.
+        fused_updates: by optimizers that no parameter's version tells of.
         replays_on_device: whether its passes can be replayed there.
         shards: of the parameters; None where each rank holds them whole.
     """
@@ -97,6 +99,7 @@ class WatchedModel:
         self.root = root
         self.fuses = watcher.fuses
         self.last_round = self.last_step = 0
+        self.fused_updates = 0
         self.bad_round: int | None = None
         self.bad_step = 0
         self.attempted = False
@@ -131,7 +134,7 @@ class WatchedModel:
             watcher.spent,
             self._gradients_so_far,
             capsules=None if watcher.autopsies is None else watcher.autopsies.capsules_for(self),
-            weights=self._two_parameters,
+            weights=self._weights_now,
             device=device,
         )
         self._pass: Pass | None = None
@@ -199,10 +202,11 @@ class WatchedModel:
     def _gradients_so_far(self) -> list[torch.Tensor]:
         return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
 
-    def _two_parameters(self) -> list[torch.Tensor]:
-        """One of the first to be updated and one of the last, whatever the order."""
+    def _weights_now(self) -> tuple[int, ...]:
+        """Another one after each update: by one of the first parameters and one of the last, in any order."""
         ends = (self._parameters[0], self._parameters[-1]) if self._parameters else ()
-        return [parameter for reference in ends if (parameter := reference()) is not None]
+        alive = (parameter for reference in ends if (parameter := reference()) is not None)
+        return (self.fused_updates, *map(version_of, alive))
 
     def _parameter_fact(self) -> Callable[[], Fact]:
         if self._on_cuda:

@@ -116,7 +116,7 @@ class Passes:
         spent: told how long the look at a gradient took, in seconds.
         gradients: gives those of the model as they are now.
         capsules: where passes are kept for a replay; None to keep none.
-        weights: some of the model's parameters.
+        weights: as in `Capsules.begin`.
         device: where the model is.
     """
 
@@ -129,7 +129,7 @@ class Passes:
         gradients: Callable[[], Sequence[torch.Tensor]],
         *,
         capsules: Capsules | None = None,
-        weights: Callable[[], Sequence[torch.Tensor]] = tuple,
+        weights: Callable[[], tuple[int, ...]] = tuple,
         device: torch.device | None = None,
     ) -> None:
         self._fact = fact

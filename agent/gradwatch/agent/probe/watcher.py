@@ -61,6 +61,7 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         tally: of the rounds.
+        has_devices: a model whose gradients are on a device is, or was, under watch.
         models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
     """
@@ -91,6 +92,7 @@ class Watcher:
         self._said_unwatched = False
         self._said_dropping = False
         self.models_told = 0
+        self.has_devices = False
         self._count_from_0()
 
     def _count_from_0(self) -> None:
@@ -150,6 +152,7 @@ class Watcher:
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self._models.append(model)
+        self.has_devices = self.has_devices or not model.on_host
         if len(self._models) == 1:
             self.clock.follow(model.counted())
         self._describe(model)

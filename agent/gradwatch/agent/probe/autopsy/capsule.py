@@ -67,38 +67,41 @@ class Capsule:
     nbytes: int = 0
     lost: str = ""
     _versions: list[tuple[torch.Tensor, int, str]] = field(default_factory=list)
-    _weights: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    _weights_now: Callable[[], tuple[int, ...]] = tuple
+    _weights: tuple[int, ...] = ()
 
     def watch_for_changes(self, tensors: Sequence[torch.Tensor], what: str) -> None:
         """These must not be changed in place from now on; `what` names them in a sentence."""
-        self._versions += [(tensor, _version(tensor), what) for tensor in tensors]
+        self._versions += [(tensor, version_of(tensor), what) for tensor in tensors]
 
-    def watch_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """There must be no update from now on. What an optimizer leaves as it was, it may have written to."""
-        self._weights = [(tensor, _version(tensor)) for tensor in weights]
+    def watch_weights(self, now: Callable[[], tuple[int, ...]]) -> None:
+        """There must be no update from now on; `now` gives what is another one after each."""
+        self._weights_now, self._weights = now, now()
 
     def update_left_out(self) -> None:
         """What an optimizer has just done, it did to no weight."""
-        self.watch_weights([tensor for tensor, _ in self._weights])
+        self._weights = self._weights_now()
 
     @property
     def is_of_these_weights(self) -> bool:
         """Whether there was no update since."""
-        return not self.lost and all(_version(tensor) == version for tensor, version in self._weights)
+        return not self.lost and self._weights_now() == self._weights
 
     def release(self, why: str = "its round is over") -> None:
         """Keep nothing any more."""
         self.lost = self.lost or why
         self.args, self.kwargs, self.rng = (), {}, None
         self.entering = {}
-        self._versions, self._weights = [], []
+        self._versions, self._weights_now, self._weights = [], tuple, ()
         self.nbytes = 0
 
     def why_not(self) -> str:
         """Why it cannot be replayed now; "" when it can."""
         if self.lost:
             return self.lost
-        changed = next((what for tensor, version, what in self._versions if _version(tensor) != version), "")
+        changed = next(
+            (what for tensor, version, what in self._versions if version_of(tensor) != version), ""
+        )
         if not changed and not self.is_of_these_weights:
             changed = "the parameters were"
         return f"{changed} changed in place since the forward pass began" if changed else ""
@@ -117,7 +120,7 @@ class Capsules:
         kwargs: Any,
         tensors: Sequence[torch.Tensor],
         unknown: str | None,
-        weights: Callable[[], Sequence[torch.Tensor]],
+        weights: Callable[[], tuple[int, ...]],
         *,
         device: torch.device = _HOST,
     ) -> Capsule:
@@ -128,7 +131,7 @@ class Capsules:
             kwargs: likewise.
             tensors: that were found in them.
             unknown: the type of something in them that could not be looked into.
-            weights: some of the model's parameters, which tell by their version whether there was an update.
+            weights: gives what is another one after each update of the model's parameters.
             device: where the model is.
         """
         if unknown is not None:
@@ -146,7 +149,7 @@ class Capsules:
         self._make_room(capsule, sum(map(nbytes, tensors)))
         if not capsule.lost:
             capsule.watch_for_changes(tensors, "an input was")
-            capsule.watch_weights(weights())
+            capsule.watch_weights(weights)
             self._alive.append(weakref.ref(capsule))
         return capsule
 
@@ -209,6 +212,7 @@ def nbytes_of(capsule: Capsule) -> int:
     return sum(map(nbytes, Leaves((capsule.args, capsule.kwargs, capsule.entering)).tensors))
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
+    """How often it was changed in place."""
     # A tensor made under inference_mode has none, and raises.
     return 0 if tensor.is_inference() else tensor._version

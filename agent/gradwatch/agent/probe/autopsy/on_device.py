@@ -104,8 +104,9 @@ class OnDevice:
         Returns:
             Other arguments for `step`, or None.
         """
-        self._kept.clear()
-        if all(model.on_host for model in self._watcher.models):
+        self._kept = []
+        # One flag: where the script compiles its optimizer's step, all that is read here is looked at, too.
+        if not self._watcher.has_devices:
             return None
         wait = self._watcher.settings.read_out_every_step
 
@@ -160,10 +161,14 @@ class OnDevice:
                 capsules = (one.capsule for one in moment.passes)
                 self._kept += [one for one in capsules if one is not None and one.is_of_these_weights]
 
-    def after(self) -> None:
-        """The attempt is over."""
-        while self._kept:
-            self._kept.pop().update_left_out()
+    def after(self, attempt: Any, optimizer: Any) -> None:
+        """The attempt is over, or the optimizer's own step inside of a GradScaler's; as in `before`."""
+        if attempt is optimizer and any(group.get("fused") for group in optimizer.param_groups):
+            for model in self._watcher.models_of(optimizer):
+                model.fused_updates += 1
+        kept, self._kept = self._kept, []
+        for one in kept:
+            one.update_left_out()
 
     def finish(self) -> None:
         """No update attempt will come any more."""
@@ -173,7 +178,7 @@ class OnDevice:
                 self._replayer.leave(one.due, "no update was attempted after the fault was read out")
             release(one.moment)
         self._newest.clear()
-        self._kept.clear()
+        self._kept = []
 
     def _share(self, model: WatchedModel, due: Due) -> None:
         """Lay the capsule down, or say that none will come: others wait for it."""
