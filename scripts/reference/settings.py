@@ -15,6 +15,7 @@ from gradwatch.collector.policy.model import (
     Otherwise,
     Policy,
     Quarantine,
+    ReadOut,
     Reflex,
     Rollback,
     Scope,
@@ -75,6 +76,13 @@ SETTINGS = (
         "1 to 1000",
         _number(Guard().max_per_1000_steps),
         "skips in 1,000 steps, likewise",
+    ),
+    Setting(
+        "guard.read_out",
+        _words(ReadOut),
+        _word(Guard().read_out),
+        "on a device: when a rank knows what it has seen. With `every_step` each update attempt waits for it, so that "
+        "a bad pass can be replayed also without a guard; also in a dry run",
     ),
     Setting("rules", "a list of sections", "none", "the first that matches decides; see below"),
     Setting("rules[].name", "a text, another for each rule", REQUIRED, "what decisions call the rule"),

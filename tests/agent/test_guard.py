@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gradwatch.agent.probe.guard import GuardPolicy, SkipCount, Tally
+from gradwatch.agent.probe.settings import Settings
 from tests.agent.test_bitwise import same_bits
 from tests.ranks import run_ranks
 from tests.training.guarded import BAD, CASES, LEFT_ALONE
@@ -83,10 +84,18 @@ def test_without_a_policy_there_is_no_guard():
     assert GuardPolicy.from_json('{"on_nonfinite": "off"}') is None
 
 
-@pytest.mark.parametrize("text", ["{", '{"on_nonfinite": "explode"}'])
+@pytest.mark.parametrize("text", ["{", '{"on_nonfinite": "explode"}', '{"read_out": "never"}'])
 def test_a_policy_that_cannot_be_read_is_an_error(text):
+    environ = {"GRADWATCH_SPOOL": "/spool", "GRADWATCH_GUARD": text}
     with pytest.raises(ValueError, match=r"."):
-        GuardPolicy.from_json(text)
+        Settings.from_environment(environ)
+
+
+def test_a_read_out_at_every_step_is_no_guard():
+    environ = {"GRADWATCH_SPOOL": "/spool", "GRADWATCH_GUARD": '{"read_out": "every_step"}'}
+    settings = Settings.from_environment(environ)
+    assert settings is not None
+    assert (settings.guard, settings.read_out_every_step, settings.holds_weights) == (None, True, True)
 
 
 def test_skips_are_counted_in_a_row_and_in_a_window():

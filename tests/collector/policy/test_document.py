@@ -94,7 +94,12 @@ def test_what_the_probe_is_told_of_the_guard():
         "max_consecutive": 5,
         "max_per_1000_steps": 10,
     }
-    # In a dry run an update that is skipped would change the training.
+    # In a dry run an update that is skipped would change the training; to wait for a look does not.
+    reads_out = FULL.replace("max_per_1000_steps: 10", "max_per_1000_steps: 10\n  read_out: every_step")
+    assert guard_setting(policy(reads_out))["read_out"] == "every_step"
+    dry = reads_out.replace("mode: enforce", "mode: dry_run")
+    assert guard_setting(policy(dry)) == {"read_out": "every_step"}
+    assert policy_hash(policy(reads_out)) != policy_hash(policy(FULL))
     assert guard_setting(policy(FULL.replace("mode: enforce", "mode: dry_run"))) is None
 
 

@@ -48,23 +48,30 @@ def load_policy(source: bytes, file: str) -> Policy:
 
 def policy_hash(policy: Policy) -> str:
     """What a policy says, as 16 hexadecimal digits: comments, order of keys and layout do not matter."""
-    text = json.dumps(asdict(policy), sort_keys=True, separators=(",", ":"))
+    said = asdict(policy)
+    if policy.guard.read_out is model.ReadOut.WHEN_READY:
+        # This key came later: policies without it keep their hashes, which are in audit trails.
+        del said["guard"]["read_out"]
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def guard_setting(policy: Policy) -> dict[str, Any] | None:
-    """What GRADWATCH_GUARD tells a watched process, as JSON; None leaves the guard off.
+    """What GRADWATCH_GUARD tells a watched process, as JSON; None when there is nothing to tell.
 
-    In a dry run nothing is skipped: that would change the training.
+    In a dry run nothing is skipped: that would change the training. To read out does not.
     """
     guard = policy.guard
-    if guard.on_nonfinite is model.Reflex.OFF or policy.mode is model.Mode.DRY_RUN:
-        return None
-    return {
-        "on_nonfinite": guard.on_nonfinite.value,
-        "max_consecutive": guard.max_consecutive,
-        "max_per_1000_steps": guard.max_per_1000_steps,
-    }
+    setting: dict[str, Any] = {}
+    if guard.on_nonfinite is not model.Reflex.OFF and policy.mode is not model.Mode.DRY_RUN:
+        setting = {
+            "on_nonfinite": guard.on_nonfinite.value,
+            "max_consecutive": guard.max_consecutive,
+            "max_per_1000_steps": guard.max_per_1000_steps,
+        }
+    if guard.read_out is not model.ReadOut.WHEN_READY:
+        setting["read_out"] = guard.read_out.value
+    return setting or None
 
 
 # ---------------------------------------------------------------- sections
@@ -114,6 +121,7 @@ def _guard(fields: Fields | None) -> model.Guard:
         on_nonfinite=fields.word("on_nonfinite", model.Reflex, model.Reflex.OFF),
         max_consecutive=fields.integer("max_consecutive", 1),
         max_per_1000_steps=fields.integer("max_per_1000_steps", 1, most=1000),
+        read_out=fields.word("read_out", model.ReadOut, model.ReadOut.WHEN_READY),
     )
     fields.finish()
     return guard

@@ -27,6 +27,13 @@ class Reflex(str, enum.Enum):
     SKIP_STEP = "skip_step"
 
 
+class ReadOut(str, enum.Enum):
+    """When a rank on a device knows what it has seen of its gradients."""
+
+    WHEN_READY = "when_ready"
+    EVERY_STEP = "every_step"
+
+
 class Action(str, enum.Enum):
     """What is decided about an incident."""
 
@@ -77,11 +84,13 @@ class Guard:
     Attributes:
         max_consecutive: skips in a row at which it reports `guard_exhausted`; None for no limit.
         max_per_1000_steps: skips in 1,000 steps, likewise.
+        read_out: on a device.
     """
 
     on_nonfinite: Reflex = Reflex.OFF
     max_consecutive: int | None = None
     max_per_1000_steps: int | None = None
+    read_out: ReadOut = ReadOut.WHEN_READY
 
 
 @dataclass(frozen=True, slots=True)

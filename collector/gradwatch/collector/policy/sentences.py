@@ -10,6 +10,7 @@ from gradwatch.collector.policy.model import (
     Mode,
     Otherwise,
     Quarantine,
+    ReadOut,
     Reflex,
     Scope,
 )
@@ -82,8 +83,10 @@ def explain(policy: Policy) -> list[str]:
 
 
 def _guard(guard: Guard, *, dry: bool) -> str:
+    waits = "on a device, every update attempt waits for the look at its gradients"
+    read_out = f"; {waits}" if guard.read_out is ReadOut.EVERY_STEP else ""
     if guard.on_nonfinite is Reflex.OFF:
-        return "off"
+        return f"off{read_out}"
     limits = [
         limit
         for count, limit in (
@@ -93,7 +96,7 @@ def _guard(guard: Guard, *, dry: bool) -> str:
         if count is not None
     ]
     reports = f"; after {' or '.join(limits)} it reports guard_exhausted" if limits else ""
-    text = f"an update with non-finite gradients is skipped on every rank{reports}"
+    text = f"an update with non-finite gradients is skipped on every rank{reports}{read_out}"
     return f"off in a dry run; enforced, {text}" if dry else text
 
 
