@@ -70,6 +70,8 @@ class Sidecar:
         self._answered_at = time.monotonic()
         self._order: pb.Order | None = None
         self._order_error = ""
+        # What there was when all was shipped; a process that lived then may end since.
+        self._shipped: harvest.Remainder | None = None
         self._wake = asyncio.Event()
         self.draining = asyncio.Event()
 
@@ -125,8 +127,14 @@ class Sidecar:
             if await self._ship_once(only_own=draining):
                 continue
             if draining:
-                await self._client.ask()
-                return
+                # Whoever has ended while the rest was on its way has left something behind, too.
+                left = self._own.remainder()
+                if left.nothing:
+                    await self._client.ask()
+                    self._shipped = left
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+                continue
             if not self._client.connected:
                 await self._client.connect()
             await self._show_that_it_answers()
@@ -145,7 +153,7 @@ class Sidecar:
 
     def drained(self) -> Drained:
         """How things stand, for whoever asked us to end."""
-        left = self._own.remainder()
+        left = self._shipped or self._own.remainder()
         return Drained(left.nothing, left.journals, left.unread_bytes, str(self._own.folder))
 
     async def _ship_once(self, *, only_own: bool) -> bool:
