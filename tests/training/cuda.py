@@ -1,6 +1,9 @@
-"""Train on a CUDA device with every synchronisation of the host made an error.
+"""Train on a CUDA device, without `log` with every synchronisation of the host made an error.
 
-usage: python -m tests.training.cuda OUTPUT [BAD_STEP]
+usage: python -m tests.training.cuda OUTPUT [BAD_STEP [log [cpu]]]
+
+The data of BAD_STEP holds a NaN, or with `log` a 0 whose logarithm is taken. With `cpu` the CPU stands for a
+device.
 """
 
 from __future__ import annotations
@@ -14,32 +17,52 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.training.late import late_device_look
 
-def main(output: Path, bad_step: int | None) -> None:
-    device = torch.device("cuda", 0)
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
+
+class Log(nn.Module):
+    """The logarithm of 0 where the whole row is 0."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        rows = values.abs().amax(-1, keepdim=True)
+        return values + 0.0 * rows.log()  # log of 0
+
+
+def main(output: Path, bad_step: int | None, kind: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        late_device_look()
+        dist.init_process_group("gloo")
     torch.manual_seed(0)
-    ddp = DistributedDataParallel(
-        nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to(device), bucket_cap_mb=0.01
-    )
+    layers: list[nn.Module] = [nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)]
+    if kind == "log":
+        layers = [nn.Linear(64, 64, bias=False), Log(), nn.Dropout(0.1), nn.BatchNorm1d(64), nn.Linear(64, 8)]
+    ddp = DistributedDataParallel(nn.Sequential(*layers).to(device), bucket_cap_mb=0.01)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3, fused=True)
     inputs = torch.randn(60, 16, 64, device=device)
     if bad_step is not None:
-        inputs[bad_step, 3, 5] = float("nan")
+        if kind == "log":
+            inputs[bad_step, 3] = 0.0
+        else:
+            inputs[bad_step, 3, 5] = float("nan")
     for step in range(60):
         # The first steps build buckets and communicators, which synchronise by themselves.
-        torch.cuda.set_sync_debug_mode("error" if step >= 5 else "default")
+        if kind != "log":
+            torch.cuda.set_sync_debug_mode("error" if step >= 5 else "default")
         optimizer.zero_grad()
         ddp(inputs[step]).float().pow(2).mean().backward()
         optimizer.step()
-    torch.cuda.set_sync_debug_mode("default")
+    if kind != "log":
+        torch.cuda.set_sync_debug_mode("default")
     torch.save({name: value.cpu() for name, value in ddp.state_dict().items()}, output)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    output, bad_step, kind, device = [*sys.argv[1:], *["", "", "cuda:0"][len(sys.argv) - 2 :]]
+    main(Path(output), int(bad_step) if bad_step else None, kind, torch.device(device))
     sys.stdout.flush()
     import atexit
 
