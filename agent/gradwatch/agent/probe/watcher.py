@@ -61,7 +61,7 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         tally: of the rounds.
-        has_devices: a model whose gradients are on a device is, or was, under watch.
+        replays_on_device: passes of a model on a device may be replayed, in the training process itself.
         models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
     """
@@ -92,7 +92,7 @@ class Watcher:
         self._said_unwatched = False
         self._said_dropping = False
         self.models_told = 0
-        self.has_devices = False
+        self.replays_on_device = False
         self._count_from_0()
 
     def _count_from_0(self) -> None:
@@ -152,7 +152,8 @@ class Watcher:
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self._models.append(model)
-        self.has_devices = self.has_devices or not model.on_host
+        if self.autopsies is not None and self.autopsies.on_device.can_replay(model):
+            self.replays_on_device = True
         if len(self._models) == 1:
             self.clock.follow(model.counted())
         self._describe(model)

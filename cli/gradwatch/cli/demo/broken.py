@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 
 # Run by path, as `train.py` is.
@@ -40,6 +41,12 @@ def add_root(values: Tensor, alive: Tensor) -> Tensor:
 def add_softmax(values: Tensor, alive: Tensor) -> Tensor:
     """A softmax that masks what is not alive: all of it."""
     return values + values.masked_fill(alive == 0, float("-inf")).softmax(-1)
+
+
+def take_mean_off(values: Tensor) -> Tensor:
+    """Less the mean over all ranks: a collective of the forward pass, and of the backward pass."""
+    mean: Tensor = all_reduce(values.mean((0, 1)))  # type: ignore[no-untyped-call]
+    return values - mean / dist.get_world_size()
 
 
 OPERATORS = {"log-of-zero": add_log, "sqrt-of-zero": add_root, "masked-softmax": add_softmax}
@@ -74,6 +81,8 @@ class Broken(train.Training):
             "cpu", init_scale=2.0**127, growth_interval=5, enabled=fault == "loss-scale"
         )
         self._alive = torch.ones(())
+        if fault == "shared-statistics":
+            self.network.get_submodule(BLOCK).register_forward_hook(self._share)
         if fault in OPERATORS:
             self.network.register_forward_pre_hook(self._see_weights)
             self.network.get_submodule(BLOCK).register_forward_hook(self._add)
@@ -120,7 +129,7 @@ class Broken(train.Training):
 
     def _spoilt(self, weights: Tensor, micro: int) -> Tensor:
         """The weights of a micro-batch's samples."""
-        if self._fault == "micro-batch" and micro == BAD_MICRO_BATCH:
+        if self._fault == "shared-statistics" or (self._fault == "micro-batch" and micro == BAD_MICRO_BATCH):
             return weights * NAN
         # Of the first sample nothing is left: so every rank that is given this batch breaks.
         return weights.index_fill(0, torch.tensor([0]), 0.0) if self._fault in OPERATORS else weights
@@ -132,6 +141,10 @@ class Broken(train.Training):
     def _add(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
         del module, given
         return OPERATORS[self._fault](output, self._alive)
+
+    def _share(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        del module, given
+        return take_mean_off(output)
 
     def _spoil(self, gradient: Tensor) -> Tensor:
         spoilt = gradient.clone()

@@ -28,6 +28,7 @@ class Fault(str, enum.Enum):
     LOG_OF_ZERO = "log-of-zero"
     SQRT_OF_ZERO = "sqrt-of-zero"
     MASKED_SOFTMAX = "masked-softmax"
+    SHARED_STATISTICS = "shared-statistics"
     GRADIENT = "gradient"
     TWO_RANKS = "two-ranks"
     LEARNING_RATE = "learning-rate"
@@ -75,6 +76,11 @@ _FAULTS = {
     ),
     Fault.MASKED_SOFTMAX: _About(
         "one rank takes a softmax of which everything is masked", "forward", operator="aten._softmax.default"
+    ),
+    Fault.SHARED_STATISTICS: _About(
+        "one rank's data are NaN, and a layer that shares its statistics, as SyncBatchNorm does, takes that "
+        "to every rank before there are gradients",
+        "input",
     ),
     Fault.GRADIENT: _About("one element of one gradient of one rank turns NaN", "backward"),
     Fault.TWO_RANKS: _About("the same gradient turns NaN on two ranks at once", "backward"),
@@ -169,7 +175,8 @@ class Planted:
             return incident["first"] is None
         first = incident["first"] or {}
         operator = _FAULTS[self.fault].operator
-        clean = [rank for rank in range(RANKS) if rank not in self.ranks]
+        spreads = self.fault is Fault.SHARED_STATISTICS
+        clean = [] if spreads else [rank for rank in range(RANKS) if rank not in self.ranks]
         return (
             (first.get("rank"), first.get("parameter")) == (self.ranks[0], self.parameter)
             and operator in {None, first.get("operator")}

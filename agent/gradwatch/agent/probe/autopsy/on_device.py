@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch._compile import _disable_dynamo
+
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.guard import after_closure
 
@@ -59,8 +61,8 @@ class OnDevice:
         return [one.moment.round for one in self._pending if one.due is not None] if intact else ()
 
     def can_replay(self, model: WatchedModel) -> bool:
-        """Whether passes of a model on a device are replayed at all."""
-        return model.replays_on_device and self._watcher.settings.holds_weights
+        """Whether passes of a model are replayed as it is done on a device."""
+        return not model.on_host and model.replays_on_device and self._watcher.settings.holds_weights
 
     def found(self, model: WatchedModel, due: Due) -> None:
         """A fault of this rank's own has been read out."""
@@ -106,7 +108,7 @@ class OnDevice:
         """
         self._kept = []
         # One flag: where the script compiles its optimizer's step, all that is read here is looked at, too.
-        if not self._watcher.has_devices:
+        if not self._watcher.replays_on_device:
             return None
         wait = self._watcher.settings.read_out_every_step
 
@@ -131,21 +133,7 @@ class OnDevice:
         if not now or not self._watcher.fuses.intact(_PART):
             return
         self._pending = [one for one in self._pending if one.model not in models]
-        try:
-            for one in now:
-                if one.due is not None:
-                    self._share(one.model, one.due)
-            for one in now:
-                if one.due is None:
-                    self._help(one.model, one.moment)
-                else:
-                    self._replayer.own(one.model, one.due)
-        except Exception as error:
-            self._watcher.fuses.blow(_PART, error)
-        finally:
-            for one in now:
-                release(one.moment)
-            self._watcher.write_progress()
+        self._replay(now)
 
     def may_be_left_out(self, optimizer: Any, models: Iterable[WatchedModel]) -> None:
         """An update will be attempted that no weight takes if its gradients are bad; the host does not know.
@@ -179,6 +167,24 @@ class OnDevice:
             release(one.moment)
         self._newest.clear()
         self._kept = []
+
+    @_disable_dynamo
+    def _replay(self, now: Sequence[_Pending]) -> None:
+        try:
+            for one in now:
+                if one.due is not None:
+                    self._share(one.model, one.due)
+            for one in now:
+                if one.due is None:
+                    self._help(one.model, one.moment)
+                else:
+                    self._replayer.own(one.model, one.due)
+        except Exception as error:
+            self._watcher.fuses.blow(_PART, error)
+        finally:
+            for one in now:
+                release(one.moment)
+            self._watcher.write_progress()
 
     def _share(self, model: WatchedModel, due: Due) -> None:
         """Lay the capsule down, or say that none will come: others wait for it."""
