@@ -37,7 +37,7 @@ def told(request, tmp_path_factory):
         records = [json.loads(line) for line in journal.read_text().splitlines()]
         bad.append([record["nonfinite"] for record in records if "nonfinite" in record])
     assert bad[0] == []
-    return [[record for record in bad[1] if record["root"] == root] for root in range(len(CASES) + 1)]
+    return [[record for record in bad[1] if record["root"] == root] for root in range(len(CASES) + 2)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,6 +57,13 @@ def test_the_phase_is_told(told, name):
 def test_a_loss_scale_that_collapses_is_not_excused_for_ever(told):
     excused = [record.get("loss_scale_overflow", False) for record in told[-1]]
     assert excused == [True] * OVERFLOWS_IN_A_ROW + [False] * (COLLAPSE - OVERFLOWS_IN_A_ROW)
+
+
+def test_a_loss_scale_that_has_sunk_to_nothing_is_no_excuse(told):
+    excused = [record.get("loss_scale_overflow", False) for record in told[-2]]
+    # Every other step overflows, at scales of 4, 2, 1 and less.
+    assert excused == [True] * 3 + [False] * (len(excused) - 3)
+    assert len(excused) > 3
 
 
 # ---------------------------------------------------------------- deciding

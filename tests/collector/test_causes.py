@@ -363,6 +363,17 @@ def test_a_loss_scale_that_has_collapsed_is_told():
     )
 
 
+def test_a_loss_scale_that_has_sunk_to_nothing_is_told():
+    course = flight(20, [1.0, 1.0, math.inf, 1.0, math.inf])
+    scales = (2.0, 2.0, 1.0, 1.0, 0.5)
+    steps = tuple(replace(step, loss_scale=scale) for step, scale in zip(course.steps, scales, strict=True))
+    told = Told().hellos(1)
+    told.tell(*told_of(0, 20, nonfinite(20, phase=obs.Phase.BACKWARD), replace(course, steps=steps)))
+    assert told.incident.verdict.sentences[-1].startswith(
+        "Likely precision: the loss scale has sunk to 0.5, which makes gradients smaller, and gradients still"
+    )
+
+
 def test_ranks_that_share_the_first_position_are_listed_once():
     told = Told().hellos(2)
     for rank in range(2):

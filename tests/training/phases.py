@@ -179,7 +179,9 @@ def run(rank: int, options: dict[str, Any]) -> None:
     module: Any = torch.compile(ddp, backend="aot_eager") if options.get("outside") else ddp
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
     watched = watch(ddp, optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled="scaler" in options)
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=options.get("scale", 2.0**60), enabled="scaler" in options
+    )
     steps = options.get("steps", STEPS)
     for step in range(steps):
         optimizer.zero_grad()
@@ -188,6 +190,7 @@ def run(rank: int, options: dict[str, Any]) -> None:
             ddp(wrap(spoilt(values_of(rank, step, 0))))
         for micro in range(micro_batches):
             bad = (rank, micro) == (1, bad_micro) and step >= options.get("bad_from", BAD_STEP)
+            bad = bad and step % options.get("every", 1) == 0
             batch = wrap(values_of(rank, step, micro))
             if options.get("tokens"):
                 batch = torch.arange(8).reshape(2, 4)
@@ -216,6 +219,8 @@ def main(output: Path, look: str) -> None:
     with process_group() as rank:
         for options, _ in CASES.values():
             run(rank, options)
+        sinking = {"kind": "loss", "scaler": True, "scale": 4.0, "every": 2, "bad_from": 4}
+        run(rank, sinking | {"steps": 16})
         run(rank, {"kind": "overflow", "scaler": True, "steps": 6 + COLLAPSE, "bad_from": 6})
         if rank == 0:
             output.write_text(json.dumps([*CASES]))

@@ -29,6 +29,8 @@ _RAISED = 1.5
 _FIRST_STEPS = 5
 # A scale that sinks so many times in a row is not trying out the range any more.
 _HALVED = 10
+# Below it a rank does not excuse an overflow.
+_LOWEST_SCALE = 1.0
 
 # By the operator's name without namespace and overload. Of finite input these give what is not finite at the
 # edge of their domain only.
@@ -141,7 +143,7 @@ def _device(case: Case) -> Guess | None:
 
 
 def _collapse(case: Case) -> Guess | None:
-    """A GradScaler has halved its scale for as long as could be excused, and it did not help."""
+    """A GradScaler has halved its scale for as long as could be excused, or to nothing: it did not help."""
     if case.flight is None:
         return None
     scales = [step.loss_scale for step in case.flight.steps if step.loss_scale is not None]
@@ -150,12 +152,15 @@ def _collapse(case: Case) -> Guess | None:
         if after <= before:
             break
         halved += 1
-    if halved < _HALVED:
+    if halved >= _HALVED:
+        sunk = f"had been lowered {halved} times in a row, to {scales[-1]:.3g}"
+    elif scales and scales[-1] < _LOWEST_SCALE:
+        sunk = f"has sunk to {scales[-1]:.3g}, which makes gradients smaller"
+    else:
         return None
     return Guess(
         LikelyKind.PRECISION,
-        f"the loss scale had been lowered {halved} times in a row, to {scales[-1]:.3g}, and gradients still "
-        "overflow",
+        f"the loss scale {sunk}, and gradients still overflow",
         "It is not the scale: find the operator that leaves the range of fp16, and compute it in fp32.",
     )
 

@@ -17,7 +17,7 @@ from gradwatch.agent.probe.fsdp_shards import (
     make_whole,
 )
 from gradwatch.agent.probe.model import WatchedModel, on_arrival
-from gradwatch.agent.probe.passes import Leaves, origin_of
+from gradwatch.agent.probe.passes import Leaves
 from gradwatch.agent.probe.rounds import Bucket, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
@@ -198,8 +198,7 @@ class FSDPModel(WatchedModel):
         self._watcher.spent(time.perf_counter() - began)
 
     def _reduced_findings(self, moment: Moment) -> ReducedFindings:
-        parameters = moment.parameters()
-        origin = origin_of(moment.passes, parameters=parameters if isinstance(parameters, bool) else None)
+        origin = moment.origin_on_host()
         gradients = [
             (self._keys[id(parameter)], local(parameter.grad))
             for parameter in self.parameters()

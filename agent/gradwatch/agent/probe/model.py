@@ -13,7 +13,7 @@ import torch
 from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.autopsy.capsule import version_of
 from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
-from gradwatch.agent.probe.passes import Passes, origin_of
+from gradwatch.agent.probe.passes import Passes
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
 from gradwatch.agent.probe.replica import ReplicaCheck
@@ -285,8 +285,7 @@ class WatchedModel:
 
     def _reduced_findings(self, moment: Moment) -> ReducedFindings:
         """On the host, before anything has been done with the gradients."""
-        parameters = moment.parameters()
-        origin = origin_of(moment.passes, parameters=parameters if isinstance(parameters, bool) else None)
+        origin = moment.origin_on_host()
         gradients = [
             (self._keys[id(parameter)], parameter.grad)
             for parameter in self.parameters()

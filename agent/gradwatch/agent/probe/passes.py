@@ -37,6 +37,8 @@ _MAX_PASSES = 256
 # Of nested inputs. What lies deeper, or is of a kind that holds who knows what, is not known.
 _MAX_DEPTH = 8
 _MAX_LEAVES = 512
+# A scale below it makes gradients smaller than they are: it is not what makes them overflow.
+LOWEST_SCALE = 1.0
 _PLAIN = (str, bytes, bool, int, type(None), torch.dtype, torch.device, torch.Size)
 
 
@@ -326,14 +328,17 @@ class Origin:
     overflow: bool = False
 
 
-def origin_of(passes: Sequence[Pass], *, parameters: bool | None) -> Origin:
+def origin_of(passes: Sequence[Pass], *, parameters: bool | None, scale: float | None = None) -> Origin:
     """Where it began on this rank, when its gradients are bad.
 
     Args:
         passes: that the gradients are of, oldest first, with facts that the host knows.
         parameters: whether they are finite before the step; None when not known.
+        scale: of a GradScaler; None when not known, or without one.
     """
     overflow = bool(passes) and all(_may_overflow(one) for one in passes) and parameters is not False
+    if scale is not None and scale < LOWEST_SCALE:
+        overflow = False
     one = _first_bad(passes)
     if one is None and parameters is False:
         one = next(iter(passes), None)

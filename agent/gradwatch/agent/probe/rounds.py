@@ -61,6 +61,15 @@ class Moment:
     loss_scale: Number = None
     learning_rate: float | None = None
 
+    def origin_on_host(self) -> Origin:
+        """Where it began on this rank, by what the host knows."""
+        parameters = self.parameters()
+        return origin_of(
+            self.passes,
+            parameters=parameters if isinstance(parameters, bool) else None,
+            scale=self.loss_scale if isinstance(self.loss_scale, float) else None,
+        )
+
 
 @dataclass(frozen=True)
 class BadGradient:
@@ -218,10 +227,7 @@ class HostLook:
         if brief:
             return BucketFindings(moment, bucket.index, [])
         bad = bad_gradients(bucket.gradients())
-        parameters = moment.parameters()
-        known = parameters if isinstance(parameters, bool) else None
-        origin = origin_of(moment.passes, parameters=known)
-        return BucketFindings(moment, bucket.index, bad, origin, moment.passes)
+        return BucketFindings(moment, bucket.index, bad, moment.origin_on_host(), moment.passes)
 
     def reduced(self, moment: Moment, buffers: Sequence[torch.Tensor]) -> float | None:
         """See `Look.reduced`."""
@@ -450,4 +456,6 @@ def _origin(flight: _Flight, values: list[float]) -> tuple[Origin, tuple[Pass, .
     parameters, *rest = known
     facts = iter(rest)
     passes = tuple(one.read_out(facts) for one in flight.moment.passes)
-    return origin_of(passes, parameters=parameters), passes
+    _, scale = flight.numbers or (None, None)
+    scale = values[scale] if isinstance(scale, int) else scale
+    return origin_of(passes, parameters=parameters, scale=scale), passes

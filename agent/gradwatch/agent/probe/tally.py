@@ -37,7 +37,8 @@ class Tally:
         # Of the rounds whose reduction has not been looked at, those with bad gradients of this rank's own.
         self._locally_bad: set[int] = set()
         self._bad_streak = 0
-        self._reduced_bad_streak = 0
+        # By model.
+        self._reduced_bad_streaks: dict[int, int] = {}
         self._dropped: dict[str, int] = {}
 
     def next_round(self) -> int:
@@ -70,25 +71,26 @@ class Tally:
         else:
             self._bad_streak = 0
 
-    def found(self, round_: int, *, overflow: bool) -> None:
+    def found(self, root: int, round_: int, *, overflow: bool) -> None:
         """Gradients of this rank's own are bad.
 
         Args:
+            root: ordinal of the model.
             round_: in which they are reduced.
             overflow: a GradScaler will skip them, as far as known.
         """
-        if overflow and self.excuses:
+        if overflow and self.excuses(root):
             self._excused.add(round_)
         self._locally_bad.add(round_)
         if round_ not in self._bad_now:
             self._bad_now.add(round_)
             self._bad_rounds += 1
 
-    def reduced(self, round_: int, *, bad: bool) -> None:
-        """The reduced gradients of a round have been looked at."""
+    def reduced(self, root: int, round_: int, *, bad: bool) -> None:
+        """The reduced gradients of a model's round have been looked at."""
         self._locally_bad.discard(round_)
         self._reduced_round = max(self._reduced_round, round_ + 1)
-        self._reduced_bad_streak = self._reduced_bad_streak + 1 if bad else 0
+        self._reduced_bad_streaks[root] = self._reduced_bad_streaks.get(root, 0) + 1 if bad else 0
         if bad:
             self._last_bad_round = max(self._last_bad_round or 0, round_)
 
@@ -106,15 +108,13 @@ class Tally:
         """Whether the rank's own gradients were bad in the round before."""
         return self._bad_streak > 0
 
-    @property
-    def after_a_bad_reduction(self) -> bool:
-        """Whether the reduced gradients were bad in the round before."""
-        return self._reduced_bad_streak > 0
+    def after_a_bad_reduction(self, root: int) -> bool:
+        """Whether a model's reduced gradients were bad in its round before."""
+        return self._reduced_bad_streaks.get(root, 0) > 0
 
-    @property
-    def excuses(self) -> bool:
-        """Whether one overflow more would be the work of a GradScaler."""
-        return self._reduced_bad_streak < OVERFLOWS_IN_A_ROW
+    def excuses(self, root: int) -> bool:
+        """Whether one overflow more of a model would be the work of a GradScaler."""
+        return self._reduced_bad_streaks.get(root, 0) < OVERFLOWS_IN_A_ROW
 
     def is_excused(self, round_: int) -> bool:
         """Whether a round under way is a GradScaler's overflow."""

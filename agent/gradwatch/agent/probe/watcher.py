@@ -271,7 +271,7 @@ class Watcher:
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """Non-finite local gradients: write them down before they are reduced."""
         tally, round_ = self.tally, findings.moment.round
-        tally.found(round_, overflow=findings.origin.overflow)
+        tally.found(model.root, round_, overflow=findings.origin.overflow)
         if tally.brief:
             self.drop("repeated")
             return
@@ -279,7 +279,7 @@ class Watcher:
         self.append("nonfinite", nonfinite_message(model, findings, excused=excused))
         first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
-        spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction
+        spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
         if self.autopsies is not None and first and not spread:
             self.autopsies.found(model, findings)
 
@@ -356,7 +356,7 @@ class Watcher:
             self._reduced_though_finite(model, moment, findings)
         elif not bad:
             model.reduced_excused, model.flight_told = None, False
-        self.tally.reduced(moment.round, bad=bad)
+        self.tally.reduced(model.root, moment.round, bad=bad)
         if bad:
             # Every rank sees this in the same round: with their watermarks written at once,
             # the verdict waits for no timer.
@@ -366,7 +366,7 @@ class Watcher:
         self, model: WatchedModel, moment: Moment, findings: Callable[[], ReducedFindings | None]
     ) -> None:
         """This rank's own gradients were finite: said once, and again when it is excused no more."""
-        excusable = self.tally.excuses
+        excusable = self.tally.excuses(model.root)
         if model.reduced_excused is False or (model.reduced_excused and excusable):
             return
         known = findings()
@@ -393,7 +393,8 @@ class Watcher:
                 bad, told = result.reduced_bad, result.reduced_findings
                 if self.autopsies is not None:
                     overflow = result.reduced is not None and result.reduced.overflow
-                    new = not self.tally.after_a_bad_reduction and not (overflow and self.tally.excuses)
+                    excused = overflow and self.tally.excuses(model.root)
+                    new = not excused and not self.tally.after_a_bad_reduction(model.root)
                     self.autopsies.on_device.landed(model, result.moment, bad=bad, new=new)
                 self.end_reduced(model, result.moment, bad=bad, findings=told)
                 if self.guarding is not None:
