@@ -70,7 +70,8 @@ class OnDevice:
 
     def reduced(self, model: WatchedModel, moment: Moment) -> None:
         """The reductions of a round are under way."""
-        self._newest[model.root] = moment
+        if self.can_replay(model):
+            self._newest[model.root] = moment
 
     def landed(self, model: WatchedModel, moment: Moment, *, bad: bool, new: bool) -> None:
         """A round has been read out.
