@@ -81,7 +81,7 @@ def run_ranks(
     arguments: Sequence[str] = (),
     *,
     spool: Path | Sequence[Path] | None = None,
-    timeout: float = 240,
+    timeout: float = 600,
     **extra: str,
 ) -> list[RankResult]:
     """Run the ranks to their end.

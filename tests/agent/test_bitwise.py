@@ -24,7 +24,7 @@ def same_bits(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_weights_are_bitwise_those_of_an_unwatched_run(world_size: int, tmp_path: Path) -> None:
     spool = tmp_path / "spool"

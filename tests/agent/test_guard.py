@@ -23,7 +23,6 @@ def comparable(value):
     return {key: comparable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-@pytest.mark.timeout(300)
 def test_a_guarded_run_has_the_weights_of_a_run_without_those_updates(tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()

@@ -11,7 +11,7 @@ from tests.training.catalogue import CLEAN, REPLICATED, SHARDED
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_each_fault_of_the_catalogue_is_named_right_and_what_is_no_fault_raises_no_incident():
     seed = random.SystemRandom().randrange(1 << 30)
     plan = [*REPLICATED, *random.Random(seed).sample(sorted(SHARDED), 3), *CLEAN]

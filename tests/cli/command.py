@@ -44,7 +44,7 @@ class Result:
         return json.loads(self.stdout)
 
 
-def gradwatch(*arguments: object, stdin: str = "", timeout: float = 120, **env: str) -> Result:
+def gradwatch(*arguments: object, stdin: str = "", timeout: float = 300, **env: str) -> Result:
     """Run it to its end."""
     done = subprocess.run(
         [*GRADWATCH, *map(str, arguments)],
@@ -70,13 +70,13 @@ def start(*arguments: object, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> Result:
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> Result:
     """Wait for its end."""
     stdout, stderr = process.communicate(timeout=timeout)
     return Result(process.returncode, stdout, stderr)
 
 
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     """Wait until a condition gives something true, and return that."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

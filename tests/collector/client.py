@@ -16,7 +16,7 @@ from gradwatch.protos.v1 import gradwatch_pb2_grpc as rpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 def hello(incarnation: str, rank: int, world_size: int = 2, job: str = "j") -> pb.Record:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ANY = "127.0.0.1:0"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")

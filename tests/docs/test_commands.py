@@ -188,7 +188,7 @@ def test_the_commands_of_a_page_do_what_they_say(page: Path, world: World, tmp_p
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=600,
         )
         assert done.returncode == 0, f"{page.name}:\n{done.stdout}\n{done.stderr}"
 

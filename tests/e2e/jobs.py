@@ -37,7 +37,7 @@ class Job:
             self.process.terminate()
             self.process.communicate(timeout=60)
 
-    def finish(self, timeout: float = 200) -> Result:
+    def finish(self, timeout: float = 600) -> Result:
         """Wait for its end."""
         return finish(self.process, timeout)
 

@@ -32,7 +32,7 @@ def test_the_demo_names_what_it_planted():
 def test_under_its_policy_the_demo_skips_then_rolls_back_and_ends_finite():
     policy = REPOSITORY / "examples" / "demo-policy.yaml"
     result = gradwatch(
-        "demo", "--json", "--seed", 3, "--fault", "recurring-nan", "--policy", policy, timeout=400
+        "demo", "--json", "--seed", 3, "--fault", "recurring-nan", "--policy", policy, timeout=800
     )
     assert result.returncode == 0, result.stderr
     assert result.json["finite"]

@@ -30,7 +30,7 @@ from tests.ray_jobs import (
 from tests.recovery import write_policy
 from tests.s3 import s3_bucket
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 # A run's own folder below its storage.
 RUN = "run"

@@ -10,7 +10,7 @@ from tests.cli.command import processes_with
 from tests.e2e.jobs import Job
 from tests.recovery import STANDALONE, Gate, Place, embedded, performed, write_policy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 # Both save every 4 updates: update 11 poisons the checkpoint of step 12.
 FAULT = ["--bad-rank", 1, "--bad-step", 11]

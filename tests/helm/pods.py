@@ -76,7 +76,7 @@ class Pod:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=500,
             check=False,
         )
 

@@ -35,7 +35,7 @@ checkpoints:
 """
 
 
-def until(look: Callable[[], Any], *, seconds: float = 90) -> Any:
+def until(look: Callable[[], Any], *, seconds: float = 200) -> Any:
     """Ask until the answer is true; the deadline is for a broken test only."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

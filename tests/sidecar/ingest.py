@@ -131,7 +131,7 @@ async def serving(kind: type[Ingest] = Ingest) -> AsyncIterator[Ingest]:
         await ingest.stop()
 
 
-async def until(condition, seconds: float = 20.0) -> None:
+async def until(condition, seconds: float = 60.0) -> None:
     """Wait for a condition, at most so long."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
