@@ -25,8 +25,8 @@ demo: $(INSTALLED) ## Train a small GPT, corrupt one rank's data, and see who is
 	@$(BIN)/gradwatch demo
 
 .PHONY: test
-test: $(INSTALLED) ## Run all tests, real training jobs among them (SHORT=1 leaves the longest out)
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(SHORT),-m "not long")
+test: $(INSTALLED) ## Run all tests, real training jobs among them
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
 check: $(INSTALLED) ## Format, lint, types, layers, stubs

@@ -25,7 +25,7 @@ def same_bits(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.long), 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_weights_are_bitwise_those_of_an_unwatched_run(world_size: int, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()

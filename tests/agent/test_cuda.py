@@ -29,7 +29,7 @@ def test_watching_never_synchronises_and_changes_no_bit(tmp_path):
 def test_a_bad_gradient_on_the_device_is_read_out_and_named(tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()
-    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with"), "30"], spool=spool)
+    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with"), "--bad-step", "30"], spool=spool)
     (journal,) = spool.glob("*.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     bad = next(record["nonfinite"] for record in records if "nonfinite" in record)
@@ -43,7 +43,13 @@ def test_the_guard_skips_on_the_device_and_nobody_waits(tmp_path):
     spool = tmp_path / "spool"
     spool.mkdir()
     policy = '{"on_nonfinite": "skip_step"}'
-    run_ranks("tests.training.cuda", 1, [str(tmp_path / "with"), "30"], spool=spool, GRADWATCH_GUARD=policy)
+    run_ranks(
+        "tests.training.cuda",
+        1,
+        [str(tmp_path / "with"), "--bad-step", "30"],
+        spool=spool,
+        GRADWATCH_GUARD=policy,
+    )
     assert all(weight.isfinite().all() for weight in torch.load(tmp_path / "with").values())
     (journal,) = spool.glob("*.jsonl")
     records = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -56,7 +62,7 @@ def test_a_bad_pass_is_replayed_on_the_device_and_the_training_goes_on_as_if_it_
     spool = tmp_path / "spool"
     spool.mkdir()
     policy = '{"on_nonfinite": "skip_step", "read_out": "every_step"}'
-    script = ["30", "log", device]
+    script = ["--bad-step", "30", "--log", "--device", device]
     run_ranks(
         "tests.training.cuda", 1, [str(tmp_path / "with"), *script], spool=spool, GRADWATCH_GUARD=policy
     )

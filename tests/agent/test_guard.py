@@ -79,8 +79,8 @@ def test_the_guard_is_off_and_says_so_where_ranks_could_disagree(tmp_path):
 
 
 def test_without_a_policy_there_is_no_guard():
-    assert GuardPolicy.from_json(None) is None
-    assert GuardPolicy.from_json('{"on_nonfinite": "off"}') is None
+    assert GuardPolicy.asked({}) is None
+    assert GuardPolicy.asked({"on_nonfinite": "off"}) is None
 
 
 @pytest.mark.parametrize("text", ["{", '{"on_nonfinite": "explode"}', '{"read_out": "never"}'])

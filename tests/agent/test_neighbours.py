@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gradwatch.agent.probe.fuses import Fuses
+from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.passes import Pass, Passes, origin_of
-from gradwatch.agent.probe.rounds import HostLook
 from tests.agent.test_guard import POLICY
 from tests.ranks import run_ranks
 from tests.training.neighbours import CASES

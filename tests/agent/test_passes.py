@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gradwatch.agent.probe.fuses import Fuses
+from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.passes import Leaves, Origin, Pass, Passes, both, origin_of
-from gradwatch.agent.probe.rounds import HostLook
 from gradwatch.agent.probe.tally import OVERFLOWS_IN_A_ROW
 from tests.ranks import run_ranks
 from tests.training.phases import BAD_STEP, CASES, COLLAPSE, STEPS

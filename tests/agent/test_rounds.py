@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from gradwatch.agent.probe.rounds import SLOTS, Bucket, DeviceLook, HostLook, Moment
+from gradwatch.agent.probe.device_look import SLOTS, DeviceLook
+from gradwatch.agent.probe.look import HostLook
+from gradwatch.agent.probe.rounds import Bucket, Moment
 
 
 class Device:

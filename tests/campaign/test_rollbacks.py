@@ -10,7 +10,6 @@ from tests.campaign.rollbacks import Campaign, stories, table
 
 
 @pytest.mark.e2e
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_two_rollbacks_in_a_row_succeed(tmp_path):
     """On two nodes a launcher is killed in the middle of the first, and started again."""

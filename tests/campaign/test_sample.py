@@ -10,7 +10,6 @@ from tests.campaign.run import campaign
 
 
 @pytest.mark.e2e
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_forty_random_faults_are_named_right_and_clean_models_raise_none():
     seed = random.SystemRandom().randrange(1 << 30)

@@ -60,7 +60,6 @@ def test_seeds_plant_in_different_places():
 
 
 @pytest.mark.e2e
-@pytest.mark.long
 def test_a_rank_whose_statistics_spread_a_nan_is_named_alone():
     result = gradwatch("demo", "--json", "--seed", 4, "--fault", "shared-statistics")
     assert result.returncode == 0, result.stderr
@@ -69,7 +68,6 @@ def test_a_rank_whose_statistics_spread_a_nan_is_named_alone():
 
 
 @pytest.mark.e2e
-@pytest.mark.long
 def test_the_operator_of_a_broken_forward_pass_is_named():
     result = gradwatch("demo", "--json", "--seed", 6, "--fault", "log-of-zero")
     assert result.returncode == 0, result.stderr

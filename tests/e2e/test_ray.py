@@ -118,7 +118,6 @@ def test_on_a_cluster_nothing_is_lost_when_what_is_ours_is_killed(tmp_path, clus
     assert run.starts == [0]
 
 
-@pytest.mark.long
 def test_a_killed_worker_and_a_killed_node_cost_their_workers_and_no_verdict(tmp_path):
     script = ["--strike", 120, "--steps", 140, "--sleep", 0.1, "--save-every", 20]
     with ray_cluster() as cluster, RayJob(tmp_path, *script, RAY_ADDRESS=cluster.address) as run:
@@ -154,7 +153,6 @@ def test_a_rollback_and_a_crash_before_the_next_report_go_on_from_the_last_good_
     assert report["resume"] == resumed
 
 
-@pytest.mark.long
 def test_checkpoints_on_object_storage_are_judged_there_and_gone_back_to(tmp_path, cluster, bucket):
     root = f"{bucket.url}/storage/{RUN}"
     policy = write_policy(tmp_path / "policy.yaml", root)
@@ -179,7 +177,6 @@ def test_a_policy_that_halts_ends_the_run_and_ray_does_not_start_it_again(tmp_pa
     assert (decision["action"], decision["outcome"]) == ("halt", "performed")
 
 
-@pytest.mark.long
 def test_without_restarts_left_a_rollback_is_refused_and_the_training_goes_on(tmp_path, cluster):
     policy = write_policy(tmp_path / "policy.yaml", tmp_path / "storage" / RUN)
     script = ["--strike", 12, "--steps", 40, "--sleep", 0.1, "--max-failures", 0]
@@ -203,7 +200,6 @@ def test_weights_are_the_same_bits_without_us_and_the_script_may_say_it_itself(t
     assert same_bits(torch.load(bare), torch.load(watched))
 
 
-@pytest.mark.long
 def test_the_collector_of_a_cluster_is_started_again_and_follows_the_policy_of_the_callback(tmp_path):
     state_dir, storage = tmp_path / "collector", tmp_path / "storage"
     with ray_cluster() as cluster, ThreadPoolExecutor() as threads:
@@ -229,7 +225,6 @@ def test_the_collector_of_a_cluster_is_started_again_and_follows_the_policy_of_t
     assert f"gradwatch: incident {incident['id']}: Rank 1 " in said
 
 
-@pytest.mark.long
 def test_the_collector_of_a_cluster_comes_back_elsewhere_when_its_node_dies(tmp_path):
     state_dir, storage = tmp_path / "collector", tmp_path / "storage"
     script = ["--strike", 100, "--steps", 120, "--sleep", 0.1, "--save-every", 20, "--callback"]
@@ -250,7 +245,6 @@ def test_the_collector_of_a_cluster_comes_back_elsewhere_when_its_node_dies(tmp_
     assert (incident["first"]["rank"], incident["step"]) == (1, 100)
 
 
-@pytest.mark.long
 def test_a_cluster_without_gradwatch_in_its_image_trains_on_and_says_so(tmp_path):
     blocker = "import sys\nsys.modules['gradwatch'] = sys.modules['gradwatch.agent'] = None\n"
     (tmp_path / "image").mkdir()

@@ -31,15 +31,15 @@ def drained(folder, meanwhile):
     collector = Collector(meanwhile)
     sidecar = Sidecar(folder, None, collector)
     sidecar.drain()
-    asyncio.run(asyncio.wait_for(sidecar.ship(), 30))
-    return sidecar.drained(), collector
+    asyncio.run(asyncio.wait_for(sidecar.ship(), 60))
+    return sidecar, collector
 
 
 def test_a_process_that_ends_while_the_rest_is_shipped_leaves_nothing_behind(tmp_path):
     with Writer(tmp_path) as writer:
         writer.fault()
-        told, collector = drained(tmp_path, writer.kill)
-    assert told.complete
+        sidecar, collector = drained(tmp_path, writer.kill)
+    assert sidecar.drained().complete
     batches = [batch for report in collector.reports for batch in report.batches]
     assert sum(len(batch.records) for batch in batches) == 1
     assert len(collector.reports) == 2, "the second says that it has ended"
@@ -49,13 +49,13 @@ def test_a_process_that_ends_while_the_rest_is_shipped_leaves_nothing_behind(tmp
 def test_what_ends_after_all_was_shipped_is_not_called_unshipped(tmp_path):
     with Writer(tmp_path) as writer:
         writer.fault()
-        told, _ = drained(tmp_path, lambda: None)
-    assert told.complete
+        sidecar, _ = drained(tmp_path, lambda: None)
+    assert sidecar.drained().complete
 
 
 def test_a_process_that_goes_on_is_not_waited_for(tmp_path):
     with Writer(tmp_path) as writer:
         writer.fault()
-        told, collector = drained(tmp_path, lambda: None)
-        assert told.complete
+        sidecar, collector = drained(tmp_path, lambda: None)
+        assert sidecar.drained().complete
         assert len(collector.reports) == 1

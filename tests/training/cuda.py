@@ -1,13 +1,14 @@
-"""Train on a CUDA device, without `log` with every synchronisation of the host made an error.
+"""Train on a CUDA device, without `--log` with every synchronisation of the host made an error.
 
-usage: python -m tests.training.cuda OUTPUT [BAD_STEP [log [cpu]]]
+usage: python -m tests.training.cuda OUTPUT [--bad-step N] [--log] [--device cpu]
 
-The data of BAD_STEP holds a NaN, or with `log` a 0 whose logarithm is taken. With `cpu` the CPU stands for a
+The data of the bad step holds a NaN, or with `--log` a 0 whose logarithm is taken. The CPU can stand for a
 device.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ class Log(nn.Module):
         return values + 0.0 * rows.log()  # log of 0
 
 
-def main(output: Path, bad_step: int | None, kind: str, device: torch.device) -> None:
+def main(output: Path, bad_step: int | None, device: torch.device, *, log: bool) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", device_id=device)
@@ -37,32 +38,37 @@ def main(output: Path, bad_step: int | None, kind: str, device: torch.device) ->
         dist.init_process_group("gloo")
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)]
-    if kind == "log":
+    if log:
         layers = [nn.Linear(64, 64, bias=False), Log(), nn.Dropout(0.1), nn.BatchNorm1d(64), nn.Linear(64, 8)]
     ddp = DistributedDataParallel(nn.Sequential(*layers).to(device), bucket_cap_mb=0.01)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-3, fused=True)
     inputs = torch.randn(60, 16, 64, device=device)
     if bad_step is not None:
-        if kind == "log":
+        if log:
             inputs[bad_step, 3] = 0.0
         else:
             inputs[bad_step, 3, 5] = float("nan")
     for step in range(60):
         # The first steps build buckets and communicators, which synchronise by themselves.
-        if kind != "log":
+        if not log:
             torch.cuda.set_sync_debug_mode("error" if step >= 5 else "default")
         optimizer.zero_grad()
         ddp(inputs[step]).float().pow(2).mean().backward()
         optimizer.step()
-    if kind != "log":
+    if not log:
         torch.cuda.set_sync_debug_mode("default")
     torch.save({name: value.cpu() for name, value in ddp.state_dict().items()}, output)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    output, bad_step, kind, device = [*sys.argv[1:], *["", "", "cuda:0"][len(sys.argv) - 2 :]]
-    main(Path(output), int(bad_step) if bad_step else None, kind, torch.device(device))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--bad-step", type=int)
+    parser.add_argument("--log", action="store_true")
+    parser.add_argument("--device", type=torch.device, default="cuda:0")
+    given = parser.parse_args()
+    main(given.output, given.bad_step, given.device, log=given.log)
     sys.stdout.flush()
     import atexit
 

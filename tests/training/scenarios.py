@@ -47,18 +47,18 @@ def break_part(where: str) -> None:
     """Put an exception into the probe. Only this helper knows the probe."""
     if not os.environ.get("GRADWATCH_SPOOL"):
         return
-    from gradwatch.agent.probe import model, passes, rounds, steps, watcher
+    from gradwatch.agent.probe import look, model, passes, round_log, steps, watcher
 
     def broken(*_args: Any, **_kwargs: Any) -> Any:
         raise ValueError(f"planted in {where}")
 
     owner, name = {
         "passes": (passes.Passes, "left"),
-        "scan": (rounds.HostLook, "local"),
-        "reduced": (rounds.HostLook, "reduced"),
+        "scan": (look.HostLook, "local"),
+        "reduced": (look.HostLook, "reduced"),
         "steps": (steps.StepClock, "_counts"),
         "attach": (model.WatchedModel, "__init__"),
-        "round": (watcher.Watcher, "end_local"),
+        "round": (round_log.RoundLog, "end_local"),
         "journal": (watcher.Watcher, "append"),
         "identify": (watcher, "identify"),
     }[where]

@@ -342,3 +342,10 @@ def test_the_policy_is_told_in_sentences():
     assert any("5 rollbacks in 24 hours of the job" in line for line in lines)
     assert any("at least 10 minutes from one rollback to the next" in line for line in lines)
     assert explain(policy(ROLL_BACK.replace("enforce", "dry_run")))[0].startswith("dry run: nothing is done")
+
+
+def test_that_a_device_is_waited_for_is_said_in_a_dry_run_too():
+    waits = "on a device: every update attempt waits for the look at its gradients, in a dry run too"
+    for mode in ("enforce", "dry_run"):
+        for guard, said in (("{read_out: every_step}", True), ("{on_nonfinite: skip_step}", False)):
+            assert (waits in explain(policy(f"mode: {mode}\nguard: {guard}"))) == said

@@ -16,13 +16,14 @@ from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.passes import PART
+from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.second_moments import PART as MOMENTS
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
 from gradwatch.agent.probe.unwatched import why_unwatched
-from gradwatch.agent.probe.watcher import RECORDER, Watcher
+from gradwatch.agent.probe.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,25 +119,14 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
 
 
-def _replays(watcher: Watcher) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What those on a device do before an update attempt, and after it."""
-    if watcher.autopsies is None:
-        return _nothing, _nothing
-    on_device = watcher.autopsies.on_device
-    return _guarded(watcher, AUTOPSY, on_device.before), _guarded(watcher, AUTOPSY, on_device.after)
-
-
-def _nothing(*_: Any) -> None:
-    """Does it."""
-
-
 def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
 
     guarded = functools.partial(_guarded, watcher)
     single_steps = guarded(alone.PART, single.stepping)
     single_before = guarded(alone.PART, single.attempted)
-    replays, update_over = _replays(watcher)
+    replays = guarded(AUTOPSY, watcher.autopsies.on_device.before)
+    update_over = guarded(AUTOPSY, watcher.autopsies.on_device.after)
     unguarded = guarded(MOMENTS, watcher.second_moments.before)
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)

@@ -42,7 +42,6 @@ class FSDPModel(WatchedModel):
         root: ordinal of this model in its process.
     """
 
-    replays_on_device = False
     source = "fsdp-unsharded"
     differs_by_rank = True
     shards: Shards
@@ -84,9 +83,8 @@ class FSDPModel(WatchedModel):
         """A forward pass through the root begins with these arguments."""
         if self._moment is not None:
             # An exception has left the backward pass before.
-            self._watcher.forget(self._moment)
-            if self._watcher.autopsies is not None:
-                self._watcher.autopsies.forget(self._moment)
+            self._watcher.round_log.forget(self._moment)
+            self._watcher.autopsies.forget(self._moment)
             self._moment, self._reduced, self._reductions = None, [], 0
         super().entered(args, kwargs)
 
@@ -193,8 +191,7 @@ class FSDPModel(WatchedModel):
             self.look_after(moment, _gradients(one.sharded_param for one in shards if one is not None))
         else:
             self._partial = True
-            if self._watcher.autopsies is not None:
-                self._watcher.autopsies.round_over(self, moment, bad=None)
+            self._watcher.autopsies.round_over(self, moment, bad=None)
         self._watcher.spent(time.perf_counter() - began)
 
     def _reduced_findings(self, moment: Moment) -> ReducedFindings:

@@ -7,7 +7,6 @@ bit, as if `optimizer.step()` had not been called.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import torch
 from gradwatch.agent.probe import scan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 WINDOW = 1000
 
@@ -35,15 +34,12 @@ class GuardPolicy:
     max_per_1000_steps: int | None
 
     @classmethod
-    def from_json(cls, text: str | None) -> GuardPolicy | None:
-        """Read GRADWATCH_GUARD; None when the guard is off, as it is without a policy.
+    def asked(cls, asked: Mapping[str, Any]) -> GuardPolicy | None:
+        """What GRADWATCH_GUARD asks for; None when the guard is off, as it is without a policy.
 
         Raises:
-            ValueError: it is no JSON object, or asks for something unknown.
+            ValueError: it asks for something unknown.
         """
-        if not text:
-            return None
-        asked = json.loads(text)
         mode = asked.get("on_nonfinite", "off")
         if mode == "off":
             return None
@@ -52,13 +48,13 @@ class GuardPolicy:
         return cls(asked.get("max_consecutive"), asked.get("max_per_1000_steps"))
 
 
-def reads_out_every_step(text: str | None) -> bool:
+def reads_out_every_step(asked: Mapping[str, Any]) -> bool:
     """Whether GRADWATCH_GUARD asks each update attempt on a device to wait for the look at its gradients.
 
     Raises:
-        ValueError: it is no JSON object, or asks for something unknown.
+        ValueError: it asks for something unknown.
     """
-    when = json.loads(text).get("read_out", "when_ready") if text else "when_ready"
+    when = asked.get("read_out", "when_ready")
     if when not in {"when_ready", "every_step"}:
         raise ValueError(f"GRADWATCH_GUARD: read_out is {when!r}; known are 'when_ready' and 'every_step'")
     return bool(when == "every_step")

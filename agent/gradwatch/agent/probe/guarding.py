@@ -72,8 +72,7 @@ class Guarding:
             optimizer.found_inf = torch.stack(flags).amax()
             self._on_device = True
             self._skipping_themselves.update(self._models)
-            if self._watcher.autopsies is not None:
-                self._watcher.autopsies.on_device.may_be_left_out(optimizer, self._models)
+            self._watcher.autopsies.on_device.may_be_left_out(optimizer, self._models)
             return None
         self._hold_if_bad(optimizer)
         return None
@@ -151,7 +150,7 @@ class Guarding:
         bad = any(_is_bad(model) for model in self._models) or overflows(
             optimizer, self._models, skipped=True
         )
-        if bad and self._watcher.autopsies is not None:
+        if bad:
             # The weights are held: what a device has seen can be replayed, once it is known.
             late = [model for model in self._models if not model.on_host]
             for model in late:

@@ -12,12 +12,14 @@ import torch
 
 from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.autopsy.capsule import version_of
+from gradwatch.agent.probe.device_look import DeviceLook
+from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
 from gradwatch.agent.probe.passes import Passes
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
 from gradwatch.agent.probe.replica import ReplicaCheck
-from gradwatch.agent.probe.rounds import DeviceLook, HostLook, ReducedFindings, bad_gradients
+from gradwatch.agent.probe.rounds import ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from gradwatch.agent.probe.fsdp_shards import Shards
+    from gradwatch.agent.probe.look import Look
     from gradwatch.agent.probe.parameters import ParameterInfo
     from gradwatch.agent.probe.passes import Fact, Pass
-    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Look, Moment
+    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
 # Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket,
@@ -74,7 +77,6 @@ class WatchedModel:
         flight_told: of the bad rounds under way, how it came to them.
         differs_by_rank: whether each rank sees another part of the reduced gradients.
         fused_updates: by optimizers that no parameter's version tells of.
-        replays_on_device: whether its passes can be replayed there.
         shards: of the parameters; None where each rank holds them whole.
     """
 
@@ -83,7 +85,6 @@ class WatchedModel:
     replicates = False
     differs_by_rank = False
     shards: Shards | None = None
-    replays_on_device = True
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class WatchedModel:
             self.fuses,
             watcher.spent,
             self._gradients_so_far,
-            capsules=None if watcher.autopsies is None else watcher.autopsies.capsules_for(self),
+            capsules=watcher.autopsies.capsules_for(self),
             weights=self._weights_now,
             device=device,
         )
@@ -227,24 +228,23 @@ class WatchedModel:
         watcher = self._watcher
         moment = self._moment
         if moment is None:
-            moment = self._moment = watcher.begin_round(
+            moment = self._moment = watcher.round_log.begin(
                 self.root, self._passes.take(), self._parameter_fact()
             )
             self._check_replicas(moment)
-        findings = self.look.local(moment, bucket, brief=watcher.tally.brief)
+        findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
-            watcher.found(self, findings)
+            watcher.round_log.found(self, findings)
         if is_last:
             self._all_seen(moment)
 
     def _all_seen(self, moment: Moment) -> None:
         """No more gradients of the round will come."""
         watcher = self._watcher
-        if watcher.autopsies is not None:
-            watcher.autopsies.before_reduction(self, moment)
+        watcher.autopsies.before_reduction(self, moment)
         if isinstance(self.look, HostLook):
-            watcher.remember(self, moment, moment.loss, moment.loss_scale)
-        watcher.end_local(moment, seen=isinstance(self.look, HostLook))
+            watcher.round_log.remember(self, moment, moment.loss, moment.loss_scale)
+        watcher.round_log.end_local(moment, seen=isinstance(self.look, HostLook))
 
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""
@@ -270,14 +270,15 @@ class WatchedModel:
         bad = magnitude is not None and not math.isfinite(magnitude)
         if magnitude is not None:
             self.reduced_magnitude = magnitude
-            self._watcher.end_reduced(self, moment, bad=bad, findings=lambda: self._reduced_findings(moment))
+            self._watcher.round_log.end_reduced(
+                self, moment, bad=bad, findings=lambda: self._reduced_findings(moment)
+            )
         if self.attempted:
             self.attempted, self.bad_round = False, None
         self.last_round, self.last_step = moment.round, moment.step
         if bad and self.bad_round is None:
             self.bad_round, self.bad_step = moment.round, moment.step
-        if self._watcher.autopsies is not None:
-            self._watcher.autopsies.round_over(self, moment, bad=bad)
+        self._watcher.autopsies.round_over(self, moment, bad=bad)
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
         """What is to be told of findings that have been read out."""
@@ -323,7 +324,7 @@ class WatchedModel:
 
     def catch_up(self, *, wait: bool = False) -> None:
         """Write down what is known by now of earlier rounds; with `wait`, all there is to know of them."""
-        self._watcher.landed(self, self.look.arrived(wait=wait))
+        self._watcher.round_log.landed(self, self.look.arrived(wait=wait))
         self.tell_checksum()
 
     @property
@@ -410,7 +411,7 @@ class WatchedModel:
             _VALUES_PER_PARAMETER * parameters + _VALUES_OF_PASSES,
             device,
             new_event,
-            self._watcher.drop,
+            self._watcher.round_log.drop,
             with_flag=self._watcher.guarding is not None,
         )
 

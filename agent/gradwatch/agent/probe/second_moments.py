@@ -124,5 +124,5 @@ class SecondMoments:
                 message["batch"] = last.batch
         self._watcher.append("optimizer_state", message)
         if not told:
-            self._watcher.tell_flight(model)
+            self._watcher.round_log.tell_flight(model)
         told.add(over.parameters)

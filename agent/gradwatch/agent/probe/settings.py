@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,14 @@ class Settings:
             return None
         resume_step = environ.get("GRADWATCH_RESUME_STEP")
         root = environ.get("GRADWATCH_CHECKPOINTS_ROOT")
+        asked = json.loads(environ.get("GRADWATCH_GUARD") or "{}")
         return cls(
             spool=Path(spool),
             job=environ.get("GRADWATCH_JOB") or "unnamed",
             generation=int(environ.get("GRADWATCH_GENERATION") or 0),
             resume_step=int(resume_step) if resume_step else None,
-            guard=GuardPolicy.from_json(environ.get("GRADWATCH_GUARD")),
-            read_out_every_step=reads_out_every_step(environ.get("GRADWATCH_GUARD")),
+            guard=GuardPolicy.asked(asked),
+            read_out_every_step=reads_out_every_step(asked),
             checkpoints_root=Path(root) if root else None,
             replica_check_every=int(environ.get("GRADWATCH_REPLICA_CHECK_EVERY") or 100),
             autopsy=environ.get("GRADWATCH_AUTOPSY", "").lower() not in {"off", "no", "false", "0"},

@@ -12,9 +12,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.model import WatchedModel
 from gradwatch.agent.probe.passes import Leaves, Pass, both
-from gradwatch.agent.probe.rounds import Bucket, HostLook
+from gradwatch.agent.probe.rounds import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -153,14 +154,14 @@ class SingleModel(WatchedModel):
         ordinal = self._watcher.arrivals.ordinal
         # What went bad in the micro-batches before has been told of.
         known = replace(one, batch=self._watcher.batch, backward=ordinal, before=True)
-        return self._watcher.begin_pass(self.root, known, self._parameters_now)
+        return self._watcher.round_log.begin_pass(self.root, known, self._parameters_now)
 
     def _look_at(self, moment: Moment, gradients: list[tuple[int, torch.Tensor]]) -> None:
         watcher = self._watcher
         if self._moment is None:
             self._arrived, self._takers = set(), set()
         elif isinstance(self.look, HostLook):
-            watcher.forget(self._moment)
+            watcher.round_log.forget(self._moment)
         self._moment = moment
         self._arrived |= {key for key, _ in gradients}
         findings = self.look.local(moment, Bucket(_AFTER, None, lambda: gradients), brief=False)
@@ -171,7 +172,7 @@ class SingleModel(WatchedModel):
         self._spoilt |= bad
         if new:
             self._before_telling()
-            watcher.found(self, _only(findings, new))
+            watcher.round_log.found(self, _only(findings, new))
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
         """See `WatchedModel.news`: what was bad before the backward pass is none."""
@@ -183,7 +184,7 @@ class SingleModel(WatchedModel):
         """The pass brought nothing here."""
         moment, self._begun = self._begun, None
         if moment is not None:
-            self._watcher.forget(moment)
+            self._watcher.round_log.forget(moment)
 
     # ------------------------------------------------------------------ the update
 
@@ -220,8 +221,8 @@ class SingleModel(WatchedModel):
             return
         self._scaled, self._parameters_now = None, None
         if isinstance(self.look, HostLook):
-            self._watcher.remember(self, moment, moment.loss, moment.loss_scale)
-        self._watcher.end_local(moment, seen=isinstance(self.look, HostLook))
+            self._watcher.round_log.remember(self, moment, moment.loss, moment.loss_scale)
+        self._watcher.round_log.end_local(moment, seen=isinstance(self.look, HostLook))
         self._old = set()
         self.look_after(moment, taken)
 
@@ -235,7 +236,7 @@ class SingleModel(WatchedModel):
         """It is not watched any more."""
         self._abandon()
         if self._moment is not None:
-            self._watcher.forget(self._moment)
+            self._watcher.round_log.forget(self._moment)
 
     # ------------------------------------------------------------------ about it
 

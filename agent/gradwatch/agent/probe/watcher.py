@@ -20,32 +20,24 @@ from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.losses import Losses
-from gradwatch.agent.probe.message import nonfinite_message, reduced_message
 from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
-from gradwatch.agent.probe.recorder import RoundFacts
 from gradwatch.agent.probe.reload import Reload
-from gradwatch.agent.probe.rounds import Moment
+from gradwatch.agent.probe.round_log import RoundLog
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
-from gradwatch.agent.probe.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import torch
 
-    from gradwatch.agent.probe.losses import Number
     from gradwatch.agent.probe.model import WatchedModel
-    from gradwatch.agent.probe.passes import Fact, Pass
     from gradwatch.agent.probe.rank import Identity
-    from gradwatch.agent.probe.rounds import BucketFindings, ReducedFindings, RoundResult
     from gradwatch.agent.probe.settings import Settings
     from gradwatch.agent.probe.single import SingleWatch
 
-# The part of the probe, for its fuse.
-RECORDER = "recorder"
 TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 # The framework of a process that trains alone, as in the `Hello` message.
@@ -60,7 +52,7 @@ class Watcher:
         losses: of the backward passes.
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
-        tally: of the rounds.
+        round_log: of its rounds.
         replays_on_device: passes of a model on a device may be replayed, in the training process itself.
         models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
@@ -77,7 +69,7 @@ class Watcher:
         self.learning_rate: float | None = None
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
         self.reload = Reload(self)
-        self.autopsies = Autopsies(self) if settings.autopsy else None
+        self.autopsies = Autopsies(self)
         self.identity: Identity | None = None
         self.single: SingleWatch | None = None
         self._device: torch.device | None = None
@@ -93,15 +85,14 @@ class Watcher:
         self._said_dropping = False
         self.models_told = 0
         self.replays_on_device = False
+        self.round_log = RoundLog(self)
         self._count_from_0()
 
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
-        self.tally = Tally()
+        self.round_log.count_from_0()
         self._saves = Saves()
         self.probe_seconds = 0.0
-        self._magnitude: float | None = None
-        self._first_round_at: float | None = None
 
     # ------------------------------------------------------------------ models
 
@@ -152,7 +143,7 @@ class Watcher:
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self._models.append(model)
-        if self.autopsies is not None and self.autopsies.on_device.can_replay(model):
+        if self.autopsies.on_device.can_replay(model):
             self.replays_on_device = True
         if len(self._models) == 1:
             self.clock.follow(model.counted())
@@ -207,209 +198,12 @@ class Watcher:
         journal.append("unwatched", message)
         journal.close()
 
-    # ------------------------------------------------------------------ rounds
-
-    def begin_round(self, root: int, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
-        """The first bucket of a reduction is ready.
-
-        Args:
-            root: ordinal of the model.
-            passes: of the model, that are reduced now.
-            parameters: gives whether its parameters are finite.
-        """
-        if self._first_round_at is None:
-            self._first_round_at = time.perf_counter()
-        moment = Moment(
-            root=root,
-            round=self.tally.next_round(),
-            step=self.clock.step,
-            microbatch=0 if self.arrivals.passes <= 1 else None,
-            batch=self._tag,
-            order=self.arrivals.order,
-            passes=passes,
-            parameters=parameters,
-            loss=self.losses.loss,
-            loss_scale=self.losses.scale,
-            learning_rate=self.learning_rate,
-        )
-        self.tally.begin(moment)
-        return moment
-
-    def begin_pass(self, root: int, one: Pass, parameters: Callable[[], Fact]) -> Moment:
-        """A backward pass begins where nothing is reduced: the passes until `end_local` are one round.
-
-        Args:
-            root: ordinal of the model.
-            one: what is known of the pass.
-            parameters: gives whether the model's parameters are finite.
-
-        Returns:
-            The pass's own moment; to be `end_local`'s, or forgotten.
-        """
-        if self._first_round_at is None:
-            self._first_round_at = time.perf_counter()
-        moment = Moment(
-            root=root,
-            round=self.tally.rounds,
-            step=self.clock.step,
-            microbatch=one.backward,
-            batch=one.batch,
-            order=[],
-            passes=(one,),
-            parameters=parameters,
-            loss=self.losses.loss,
-            loss_scale=self.losses.scale,
-            learning_rate=self.learning_rate,
-        )
-        self.tally.begin(moment)
-        return moment
-
-    def forget(self, moment: Moment) -> None:
-        """Nothing of it is to be waited for."""
-        self.tally.forget(moment)
-
-    def found(self, model: WatchedModel, findings: BucketFindings) -> None:
-        """Non-finite local gradients: write them down before they are reduced."""
-        tally, round_ = self.tally, findings.moment.round
-        tally.found(model.root, round_, overflow=findings.origin.overflow)
-        if tally.brief:
-            self.drop("repeated")
-            return
-        excused = tally.is_excused(round_)
-        self.append("nonfinite", nonfinite_message(model, findings, excused=excused))
-        first = not tally.in_a_streak and not excused
-        # Weights that the update before has made bad are no riddle.
-        spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
-        if self.autopsies is not None and first and not spread:
-            self.autopsies.found(model, findings)
-
-    def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:
-        """All local gradients of a round have been looked at.
-
-        Args:
-            model: whose they are.
-            moment: the round's.
-            loss: as in `Moment`, known by now.
-            loss_scale: likewise.
-        """
-        if not self.fuses.intact(RECORDER):
-            return
-        try:
-            facts = RoundFacts(
-                moment.round,
-                moment.step,
-                loss if isinstance(loss, float) else None,
-                loss_scale if isinstance(loss_scale, float) else None,
-                moment.learning_rate,
-                moment.batch,
-            )
-            model.recorder.add(facts, moment.magnitudes)
-            self._magnitude = model.recorder.largest()
-            warning = model.recorder.exploding()
-            if warning is not None:
-                self.append("exploding", warning)
-            if self.tally.is_locally_bad(moment.round) and not self.tally.is_excused(moment.round):
-                self.tell_flight(model)
-        except Exception as error:
-            self.fuses.blow(RECORDER, error)
-
-    def tell_flight(self, model: WatchedModel) -> None:
-        """How it came to the first bad round of a stretch, once."""
-        if model.flight_told:
-            return
-        model.flight_told = True
-        flight = model.recorder.flight()
-        if flight is not None:
-            self.append("flight", flight)
-
-    def end_local(self, moment: Moment, *, seen: bool) -> None:
-        """All buckets of the round are enqueued for reduction.
-
-        Args:
-            moment: the round's.
-            seen: they have been looked at; else a read-out is under way, and `landed` follows.
-        """
-        self.tally.rounds += 1
-        self.arrivals.forget_passes()
-        self._departed = [model for model in self._departed if not self._is_read_out(model)]
-        if seen:
-            self.tally.settle(moment)
-            self.write_progress()
-
-    def end_reduced(
-        self,
-        model: WatchedModel,
-        moment: Moment,
-        *,
-        bad: bool,
-        findings: Callable[[], ReducedFindings | None],
-    ) -> None:
-        """The reduced gradients of a round have been looked at.
-
-        Args:
-            model: whose they are.
-            moment: the round's.
-            bad: whether any is non-finite.
-            findings: gives what is, when it is to be told.
-        """
-        if bad and model.reduces and not self.tally.is_locally_bad(moment.round):
-            self._reduced_though_finite(model, moment, findings)
-        elif not bad:
-            model.reduced_excused, model.flight_told = None, False
-        self.tally.reduced(model.root, moment.round, bad=bad)
-        if bad:
-            # Every rank sees this in the same round: with their watermarks written at once,
-            # the verdict waits for no timer.
-            self.write_progress()
-
-    def _reduced_though_finite(
-        self, model: WatchedModel, moment: Moment, findings: Callable[[], ReducedFindings | None]
-    ) -> None:
-        """This rank's own gradients were finite: said once, and again when it is excused no more."""
-        excusable = self.tally.excuses(model.root)
-        if model.reduced_excused is False or (model.reduced_excused and excusable):
-            return
-        known = findings()
-        if known is None:
-            return
-        model.reduced_excused = excused = known.overflow and excusable
-        self.append("reduced", reduced_message(model, moment, known, excused=excused))
-        if not excused:
-            self.tell_flight(model)
-
-    def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
-        """Read-outs have arrived from the device, oldest first."""
-        for result in results:
-            for findings in model.news(result.findings):
-                self.found(model, findings)
-            if result.reduced_bad is None and result.moment.round >= self.tally.rounds:
-                # A micro-batch that is read out before its round is over.
-                self.forget(result.moment)
-            else:
-                if result.moment.magnitudes:
-                    self.remember(model, result.moment, result.loss, result.loss_scale)
-                self.tally.settle(result.moment)
-            if result.reduced_bad is not None:
-                bad, told = result.reduced_bad, result.reduced_findings
-                if self.autopsies is not None:
-                    overflow = result.reduced is not None and result.reduced.overflow
-                    excused = overflow and self.tally.excuses(model.root)
-                    new = not excused and not self.tally.after_a_bad_reduction(model.root)
-                    self.autopsies.on_device.landed(model, result.moment, bad=bad, new=new)
-                self.end_reduced(model, result.moment, bad=bad, findings=told)
-                if self.guarding is not None:
-                    self.guarding.landed(model, result.moment, bad=result.reduced_bad)
-        if results:
-            self.write_progress()
+    # ------------------------------------------------------------------ what watching costs
 
     @property
     def probe_memory(self) -> int:
         """Bytes that the probe keeps, beside what is there for a replay of a bad pass."""
         return sum(model.nbytes for model in self._models)
-
-    def drop(self, reason: str) -> None:
-        """Count something that was not written or not looked at."""
-        self.tally.drop(reason)
 
     def spent(self, seconds: float) -> None:
         """Time that the training waited for the probe."""
@@ -466,7 +260,7 @@ class Watcher:
         journal = self._journal
         if journal is None or self.identity is None:
             return
-        began = self._first_round_at
+        began = self.round_log.first_at
         message: dict[str, Any] = {
             "incarnation": self.identity.incarnation,
             "step": self.clock.step,
@@ -475,15 +269,11 @@ class Watcher:
             "faults": dict(self.fuses.counts),
             "at": time.time(),
             "journal_records": journal.records,
-            **self.tally.progress(self._held, journal.dropped),
+            **self.round_log.tally.progress(self.autopsies.held, journal.dropped),
         }
-        if self._magnitude is not None:
-            message["magnitude"] = self._magnitude
+        if self.round_log.magnitude is not None:
+            message["magnitude"] = self.round_log.magnitude
         journal.progress(message)
-
-    @property
-    def _held(self) -> Iterable[int]:
-        return self.autopsies.held if self.autopsies is not None else ()
 
     def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
         """The ranks have loaded a checkpoint: end this journal, and begin one in a new generation.
@@ -512,8 +302,7 @@ class Watcher:
             self.clock.set_step(step)
         self._count_from_0()
         self.arrivals.forget_passes()
-        if self.autopsies is not None:
-            self.autopsies.start_over()
+        self.autopsies.start_over()
         for model in self._models:
             model.start_over()
         if self.guarding is not None:
@@ -533,14 +322,13 @@ class Watcher:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
             self._flush()
-            if self.autopsies is not None:
-                self.autopsies.finish()
+            self.autopsies.finish()
             self.write_progress()
         except Exception as error:
             self.fuses.blow("exit", error)
         if self._journal is not None:
             self._journal.close()
-        if self.tally.rounds:
+        if self.round_log.tally.rounds:
             # gloo's threads still let go of the last reductions' Python callbacks; one that comes
             # for the interpreter's lock once that is being taken down aborts the process.
             time.sleep(LINGER_SECONDS)
@@ -548,7 +336,7 @@ class Watcher:
     def _flush(self) -> None:
         """Wait for the read-outs under way."""
         for model in [*self._departed, *self._models]:
-            self.landed(model, model.look.arrived(wait=True))
+            self.round_log.landed(model, model.look.arrived(wait=True))
             model.tell_checksum(wait=True)
 
     def _new_journal(self, identity: Identity) -> Journal:
@@ -576,7 +364,11 @@ class Watcher:
             f"({', '.join(journal.dropped)}) and is lost; it is counted, and the training goes on.\n"
         )
 
+    def read_out_departed(self) -> None:
+        """Write down what has arrived of models that are no longer wrapped."""
+        self._departed = [model for model in self._departed if not self._is_read_out(model)]
+
     def _is_read_out(self, model: WatchedModel) -> bool:
-        self.landed(model, model.look.arrived())
+        self.round_log.landed(model, model.look.arrived())
         model.tell_checksum()
         return not model.under_way

@@ -43,10 +43,11 @@ def add_softmax(values: Tensor, alive: Tensor) -> Tensor:
     return values + values.masked_fill(alive == 0, float("-inf")).softmax(-1)
 
 
-def take_mean_off(values: Tensor) -> Tensor:
+def take_mean_off(module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
     """Less the mean over all ranks: a collective of the forward pass, and of the backward pass."""
-    mean: Tensor = all_reduce(values.mean((0, 1)))  # type: ignore[no-untyped-call]
-    return values - mean / dist.get_world_size()
+    del module, given
+    mean: Tensor = all_reduce(output.mean((0, 1)))  # type: ignore[no-untyped-call]
+    return output - mean / dist.get_world_size()
 
 
 OPERATORS = {"log-of-zero": add_log, "sqrt-of-zero": add_root, "masked-softmax": add_softmax}
@@ -82,7 +83,7 @@ class Broken(train.Training):
         )
         self._alive = torch.ones(())
         if fault == "shared-statistics":
-            self.network.get_submodule(BLOCK).register_forward_hook(self._share)
+            self.network.get_submodule(BLOCK).register_forward_hook(take_mean_off)
         if fault in OPERATORS:
             self.network.register_forward_pre_hook(self._see_weights)
             self.network.get_submodule(BLOCK).register_forward_hook(self._add)
@@ -141,10 +142,6 @@ class Broken(train.Training):
     def _add(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
         del module, given
         return OPERATORS[self._fault](output, self._alive)
-
-    def _share(self, module: nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
-        del module, given
-        return take_mean_off(output)
 
     def _spoil(self, gradient: Tensor) -> Tensor:
         spoilt = gradient.clone()

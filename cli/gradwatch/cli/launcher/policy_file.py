@@ -26,7 +26,7 @@ class RunPolicy:
     Attributes:
         file: absolute.
         hash: of what it says.
-        guard: for GRADWATCH_GUARD; None leaves the guard off.
+        guard: for GRADWATCH_GUARD; None when there is nothing to tell.
         checkpoints: where they are; None when the policy does not say.
     """
 

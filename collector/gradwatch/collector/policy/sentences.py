@@ -74,6 +74,7 @@ def explain(policy: Policy) -> list[str]:
         if dry
         else "enforced: decisions are performed",
         f"guard: {_guard(policy.guard, dry=dry)}",
+        *_read_out(policy.guard),
         *(f"rule {index}, {rule.name}: {_rule(rule)}" for index, rule in enumerate(policy.rules)),
         "otherwise: nothing is done" if policy.rules else "there are no rules: nothing is ever decided",
     ]
@@ -83,10 +84,8 @@ def explain(policy: Policy) -> list[str]:
 
 
 def _guard(guard: Guard, *, dry: bool) -> str:
-    waits = "on a device, every update attempt waits for the look at its gradients"
-    read_out = f"; {waits}" if guard.read_out is ReadOut.EVERY_STEP else ""
     if guard.on_nonfinite is Reflex.OFF:
-        return f"off{read_out}"
+        return "off"
     limits = [
         limit
         for count, limit in (
@@ -96,8 +95,14 @@ def _guard(guard: Guard, *, dry: bool) -> str:
         if count is not None
     ]
     reports = f"; after {' or '.join(limits)} it reports guard_exhausted" if limits else ""
-    text = f"an update with non-finite gradients is skipped on every rank{reports}{read_out}"
+    text = f"an update with non-finite gradients is skipped on every rank{reports}"
     return f"off in a dry run; enforced, {text}" if dry else text
+
+
+def _read_out(guard: Guard) -> list[str]:
+    if guard.read_out is ReadOut.WHEN_READY:
+        return []
+    return ["on a device: every update attempt waits for the look at its gradients, in a dry run too"]
 
 
 def _rule(rule: Rule) -> str:

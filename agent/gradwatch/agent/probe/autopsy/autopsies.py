@@ -55,12 +55,14 @@ class Autopsies:
 
     def capsules_for(self, model: WatchedModel) -> Capsules | None:
         """Where a model's passes are kept; None where none could be replayed."""
-        return self.capsules if model.on_host or self.on_device.can_replay(model) else None
+        on_host = self._watcher.settings.autopsy and model.on_host
+        return self.capsules if on_host or self.on_device.can_replay(model) else None
 
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """The first bad round of a stretch: have it replayed once the time has come. Never raises."""
         moment = findings.moment
-        if not self._watcher.fuses.intact(PART) or moment.round in self.held:
+        on = self._watcher.settings.autopsy and self._watcher.fuses.intact(PART)
+        if not on or moment.round in self.held:
             return
         due = Due(moment, findings.origin.microbatch, findings.passes)
         reason = model.why_not_replayed() or self._replayer.why_no_more()
@@ -98,6 +100,8 @@ class Autopsies:
             moment: the round's.
             bad: whether what they gave is; None when not known yet.
         """
+        if not self._watcher.settings.autopsy:
+            return
         if not model.on_host:
             self.on_device.reduced(model, moment)
             return

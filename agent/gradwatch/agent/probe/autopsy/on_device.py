@@ -62,7 +62,8 @@ class OnDevice:
 
     def can_replay(self, model: WatchedModel) -> bool:
         """Whether passes of a model are replayed as it is done on a device."""
-        return not model.on_host and model.replays_on_device and self._watcher.settings.holds_weights
+        settings = self._watcher.settings
+        return settings.autopsy and not (model.on_host or model.differs_by_rank) and settings.holds_weights
 
     def found(self, model: WatchedModel, due: Due) -> None:
         """A fault of this rank's own has been read out."""

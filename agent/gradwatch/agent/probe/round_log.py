@@ -1,0 +1,256 @@
+"""What a process writes down of its rounds: bad gradients, how it came to them, what the reductions gave."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gradwatch.agent.probe.message import nonfinite_message, reduced_message
+from gradwatch.agent.probe.recorder import RoundFacts
+from gradwatch.agent.probe.rounds import Moment
+from gradwatch.agent.probe.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gradwatch.agent.probe.losses import Number
+    from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.passes import Fact, Pass
+    from gradwatch.agent.probe.rounds import BucketFindings, ReducedFindings, RoundResult
+    from gradwatch.agent.probe.watcher import Watcher
+
+# The part of the probe, for its fuse.
+RECORDER = "recorder"
+
+
+class RoundLog:
+    """The rounds of one process, in the order in which they are reduced.
+
+    Args:
+        watcher: the process's.
+
+    Attributes:
+        tally: of the rounds.
+        first_at: by `time.perf_counter()`, when the first one began; None before.
+        magnitude: the largest of the newest round; None before.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.count_from_0()
+
+    def count_from_0(self) -> None:
+        """A new journal begins."""
+        self.tally = Tally()
+        self.first_at: float | None = None
+        self.magnitude: float | None = None
+
+    def begin(self, root: int, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
+        """The first bucket of a reduction is ready.
+
+        Args:
+            root: ordinal of the model.
+            passes: of the model, that are reduced now.
+            parameters: gives whether its parameters are finite.
+        """
+        return self._begin(
+            root=root,
+            round_=self.tally.next_round(),
+            microbatch=0 if self._watcher.arrivals.passes <= 1 else None,
+            batch=self._watcher.batch,
+            order=self._watcher.arrivals.order,
+            passes=passes,
+            parameters=parameters,
+        )
+
+    def begin_pass(self, root: int, one: Pass, parameters: Callable[[], Fact]) -> Moment:
+        """A backward pass begins where nothing is reduced: the passes until `end_local` are one round.
+
+        Args:
+            root: ordinal of the model.
+            one: what is known of the pass.
+            parameters: gives whether the model's parameters are finite.
+
+        Returns:
+            The pass's own moment; to be `end_local`'s, or forgotten.
+        """
+        return self._begin(
+            root=root,
+            round_=self.tally.rounds,
+            microbatch=one.backward,
+            batch=one.batch,
+            order=[],
+            passes=(one,),
+            parameters=parameters,
+        )
+
+    def _begin(
+        self,
+        *,
+        root: int,
+        round_: int,
+        microbatch: int | None,
+        batch: str | None,
+        order: list[int],
+        passes: tuple[Pass, ...],
+        parameters: Callable[[], Fact],
+    ) -> Moment:
+        watcher = self._watcher
+        if self.first_at is None:
+            self.first_at = time.perf_counter()
+        moment = Moment(
+            root=root,
+            round=round_,
+            step=watcher.clock.step,
+            microbatch=microbatch,
+            batch=batch,
+            order=order,
+            passes=passes,
+            parameters=parameters,
+            loss=watcher.losses.loss,
+            loss_scale=watcher.losses.scale,
+            learning_rate=watcher.learning_rate,
+        )
+        self.tally.begin(moment)
+        return moment
+
+    def forget(self, moment: Moment) -> None:
+        """Nothing of it is to be waited for."""
+        self.tally.forget(moment)
+
+    def found(self, model: WatchedModel, findings: BucketFindings) -> None:
+        """Non-finite local gradients: write them down before they are reduced."""
+        tally, round_ = self.tally, findings.moment.round
+        tally.found(model.root, round_, overflow=findings.origin.overflow)
+        if tally.brief:
+            self.drop("repeated")
+            return
+        excused = tally.is_excused(round_)
+        self._watcher.append("nonfinite", nonfinite_message(model, findings, excused=excused))
+        first = not tally.in_a_streak and not excused
+        # Weights that the update before has made bad are no riddle.
+        spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
+        if first and not spread:
+            self._watcher.autopsies.found(model, findings)
+
+    def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:
+        """All local gradients of a round have been looked at.
+
+        Args:
+            model: whose they are.
+            moment: the round's.
+            loss: as in `Moment`, known by now.
+            loss_scale: likewise.
+        """
+        if not self._watcher.fuses.intact(RECORDER):
+            return
+        try:
+            facts = RoundFacts(
+                moment.round,
+                moment.step,
+                loss if isinstance(loss, float) else None,
+                loss_scale if isinstance(loss_scale, float) else None,
+                moment.learning_rate,
+                moment.batch,
+            )
+            model.recorder.add(facts, moment.magnitudes)
+            self.magnitude = model.recorder.largest()
+            warning = model.recorder.exploding()
+            if warning is not None:
+                self._watcher.append("exploding", warning)
+            if self.tally.is_locally_bad(moment.round) and not self.tally.is_excused(moment.round):
+                self.tell_flight(model)
+        except Exception as error:
+            self._watcher.fuses.blow(RECORDER, error)
+
+    def tell_flight(self, model: WatchedModel) -> None:
+        """How it came to the first bad round of a stretch, once."""
+        if model.flight_told:
+            return
+        model.flight_told = True
+        flight = model.recorder.flight()
+        if flight is not None:
+            self._watcher.append("flight", flight)
+
+    def end_local(self, moment: Moment, *, seen: bool) -> None:
+        """All buckets of the round are enqueued for reduction.
+
+        Args:
+            moment: the round's.
+            seen: they have been looked at; else a read-out is under way, and `landed` follows.
+        """
+        self.tally.rounds += 1
+        self._watcher.arrivals.forget_passes()
+        self._watcher.read_out_departed()
+        if seen:
+            self.tally.settle(moment)
+            self._watcher.write_progress()
+
+    def end_reduced(
+        self,
+        model: WatchedModel,
+        moment: Moment,
+        *,
+        bad: bool,
+        findings: Callable[[], ReducedFindings | None],
+    ) -> None:
+        """The reduced gradients of a round have been looked at.
+
+        Args:
+            model: whose they are.
+            moment: the round's.
+            bad: whether any is non-finite.
+            findings: gives what is, when it is to be told.
+        """
+        if bad and model.reduces and not self.tally.is_locally_bad(moment.round):
+            self._reduced_though_finite(model, moment, findings)
+        elif not bad:
+            model.reduced_excused, model.flight_told = None, False
+        self.tally.reduced(model.root, moment.round, bad=bad)
+        if bad:
+            # Every rank sees this in the same round: with their watermarks written at once,
+            # the verdict waits for no timer.
+            self._watcher.write_progress()
+
+    def _reduced_though_finite(
+        self, model: WatchedModel, moment: Moment, findings: Callable[[], ReducedFindings | None]
+    ) -> None:
+        """This rank's own gradients were finite: said once, and again when it is excused no more."""
+        excusable = self.tally.excuses(model.root)
+        if model.reduced_excused is False or (model.reduced_excused and excusable):
+            return
+        known = findings()
+        if known is None:
+            return
+        model.reduced_excused = excused = known.overflow and excusable
+        self._watcher.append("reduced", reduced_message(model, moment, known, excused=excused))
+        if not excused:
+            self.tell_flight(model)
+
+    def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
+        """Read-outs have arrived from the device, oldest first."""
+        for result in results:
+            for findings in model.news(result.findings):
+                self.found(model, findings)
+            if result.reduced_bad is None and result.moment.round >= self.tally.rounds:
+                # A micro-batch that is read out before its round is over.
+                self.forget(result.moment)
+            else:
+                if result.moment.magnitudes:
+                    self.remember(model, result.moment, result.loss, result.loss_scale)
+                self.tally.settle(result.moment)
+            if result.reduced_bad is not None:
+                bad, told = result.reduced_bad, result.reduced_findings
+                overflow = result.reduced is not None and result.reduced.overflow
+                excused = overflow and self.tally.excuses(model.root)
+                new = not excused and not self.tally.after_a_bad_reduction(model.root)
+                self._watcher.autopsies.on_device.landed(model, result.moment, bad=bad, new=new)
+                self.end_reduced(model, result.moment, bad=bad, findings=told)
+                if self._watcher.guarding is not None:
+                    self._watcher.guarding.landed(model, result.moment, bad=result.reduced_bad)
+        if results:
+            self._watcher.write_progress()
+
+    def drop(self, reason: str) -> None:
+        """Count something that was not written or not looked at."""
+        self.tally.drop(reason)
