@@ -102,8 +102,8 @@ FINITE = "REPLAY_FINITE"
 REPRODUCED = "REPLAY_REPRODUCED"
 NOT_DONE = {"replay": "REPLAY_NOT_DONE", "other": None}
 
-# Of a child process.
-ON_HOST_ONLY = {"endless", "suicidal"}
+# Of a child process; and where a device's guard is off.
+ON_HOST_ONLY = {"endless", "suicidal", "updated_in_backward"}
 GUARD = {"GRADWATCH_GUARD": '{"on_nonfinite": "skip_step"}'}
 
 
@@ -162,6 +162,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"block": Log, "ballast": 4, "change": True},
         {**NOT_DONE, "reason": "an input was changed in place"},
     ),
+    # By a fused optimizer, which no parameter's version tells of.
+    "updated_in_backward": (
+        {"block": Log, "in_backward": True},
+        {**NOT_DONE, "reason": "the parameters were changed"},
+    ),
     "no_tensor": (
         {"block": Sqrt, "output": "opaque"},
         {**NOT_DONE, "reason": "holds no tensor"},
@@ -218,6 +223,10 @@ def run(rank: int, options: dict[str, Any], mode: Mode) -> None:
     micro_batches, bad_micro = options.get("micro", 1), options.get("bad_micro", 0)
     ddp = DistributedDataParallel(net_of(options), broadcast_buffers=False)
     optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01, fused=mode.fused)
+    if options.get("in_backward"):
+        for parameter in ddp.parameters():
+            own = torch.optim.SGD([parameter], lr=0.01, fused=True)
+            parameter.register_post_accumulate_grad_hook(lambda _, own=own: own.step())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled="scaler" in options)
     ballast = {"ballast": torch.zeros(options["ballast"])} if "ballast" in options else {}
     for step in range(STEPS + 5 * mode.fused):
