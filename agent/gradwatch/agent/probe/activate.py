@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.probe import single as alone
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.arrival import patch_backward
-from gradwatch.agent.probe.autopsy.autopsies import PART as AUTOPSY
+from gradwatch.agent.probe.autopsy import PART as AUTOPSY
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch

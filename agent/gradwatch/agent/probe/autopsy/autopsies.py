@@ -10,6 +10,7 @@ import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from gradwatch.agent.probe.autopsy import PART
 from gradwatch.agent.probe.autopsy.capsule import Capsules
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.autopsy.handover import NoShardsError
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.rounds import BucketFindings, Moment
     from gradwatch.agent.probe.watcher import Watcher
-
-# The part of the probe, for its fuse.
-PART = "autopsy"
 
 
 class Autopsies:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch._compile import _disable_dynamo
 
+from gradwatch.agent.probe.autopsy import PART
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.guard import after_closure
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.rounds import Moment
     from gradwatch.agent.probe.watcher import Watcher
 
-_PART = "autopsy"
 # That a rank whose own gradients were finite waits for another rank's pass to be laid down.
 HELP_SECONDS = 2.0
 
@@ -57,7 +57,7 @@ class OnDevice:
     @property
     def held(self) -> Iterable[int]:
         """Rounds whose autopsy is not written down yet."""
-        intact = self._watcher.fuses.intact(_PART)
+        intact = self._watcher.fuses.intact(PART)
         return [one.moment.round for one in self._pending if one.due is not None] if intact else ()
 
     def can_replay(self, model: WatchedModel) -> bool:
@@ -132,7 +132,7 @@ class OnDevice:
     def replay_pending(self, models: Sequence[WatchedModel]) -> None:
         """Replay what waits for the next update attempt of these models, which is now. Never raises."""
         now = [one for one in self._pending if one.model in models]
-        if not now or not self._watcher.fuses.intact(_PART):
+        if not now or not self._watcher.fuses.intact(PART):
             return
         self._pending = [one for one in self._pending if one.model not in models]
         self._replay(now)
@@ -182,7 +182,7 @@ class OnDevice:
                 else:
                     self._replayer.own(one.model, one.due)
         except Exception as error:
-            self._watcher.fuses.blow(_PART, error)
+            self._watcher.fuses.blow(PART, error)
         finally:
             for one in now:
                 release(one.moment)
