@@ -216,6 +216,17 @@ def test_the_operator_is_named_with_its_line_and_inputs():
     assert len(described.verdict) <= 4
 
 
+def test_an_operator_through_which_a_bad_batch_went_has_not_made_it():
+    told = Told().hellos(1)
+    told.tell(*told_of(0, 5, nonfinite(5, phase=obs.Phase.INPUT), autopsy(0, 5, obs.Replay.REPRODUCED)))
+    described = document.incident(told.incident)
+    assert (
+        "The batch that it was given was not finite, which is bad data, and spread by aten.log.default in "
+        "head in the forward pass, called from train.py:42 (return p.log())."
+    ) in described.verdict
+    assert len(described.verdict) <= 4
+
+
 JUDGED = [
     # It goes bad on another rank too.
     ([(1, obs.Replay.REPRODUCED), (0, obs.Replay.REPRODUCED)], Judgement.DETERMINISTIC),

@@ -33,11 +33,15 @@ _PHASES = {
 
 # Before the operator that made it is named.
 _FINITE_BEFORE = {
-    Phase.INPUT: "Its batch was not finite; ",
-    Phase.PARAMETER: "Its weights were not finite; ",
     Phase.FORWARD: "Its batch and its weights were finite; ",
     Phase.LOSS: "What its forward pass gave was finite; ",
     Phase.BACKWARD: "The gradient of the loss was finite; ",
+}
+
+# Before any operator ran: an infinity, of which the one that is named made something worse.
+_BAD_BEFORE = {
+    Phase.INPUT: "The batch that it was given was not finite, which is bad data",
+    Phase.PARAMETER: "Its weights were not finite before that step",
 }
 
 _LIKELY = {
@@ -275,6 +279,9 @@ def _what(first: Sighting) -> tuple[str, ...]:
     ]
     inputs = f" It was given {_listed(ranges)}." if ranges else ""
     pass_ = "backward" if operator.phase is Phase.BACKWARD else "forward"
+    bad = None if first.phase is None else _BAD_BEFORE.get(first.phase)
+    if bad is not None:
+        return (f"{bad}, and spread by {operator.name}{where} in the {pass_} pass{line}{code}.",)
     before = "" if first.phase is None else _FINITE_BEFORE[first.phase]
     return (f"{before}{operator.name}{where} made it in the {pass_} pass{line}{code}.{inputs}",)
 
