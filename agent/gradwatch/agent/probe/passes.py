@@ -40,6 +40,23 @@ _MAX_LEAVES = 512
 # A scale below it makes gradients smaller than they are: it is not what makes them overflow.
 LOWEST_SCALE = 1.0
 _PLAIN = (str, bytes, bool, int, type(None), torch.dtype, torch.device, torch.Size)
+# Not in every torch.
+_current_node: Callable[[], Any] | None = getattr(torch._C, "_current_autograd_node", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrance:
+    """A node of the autograd graph by which gradients have entered a model, in its backward pass.
+
+    Attributes:
+        node: its output has left the model; None where torch does not tell it.
+        ordinals: of the tensors among the output's that it made.
+        gradient: finite.
+    """
+
+    node: Any
+    ordinals: tuple[int, ...]
+    gradient: Fact
 
 
 @dataclasses.dataclass
@@ -58,6 +75,8 @@ class Pass:
         handed: as `inputs`, of those that the job had computed from something.
         makers: the passes of watched models that made these, as far as they are known.
         own: whether the parameters of its model were finite; what gives that, as long as nobody has asked.
+        entrances: of its backward pass, in the order in which they were come to; until its round is over, since
+            a node holds the graph below it.
     """
 
     batch: str | None = None
@@ -71,6 +90,13 @@ class Pass:
     handed: Fact = True
     makers: tuple[Pass, ...] = ()
     own: Fact | Callable[[], Fact] = None
+    entrances: list[Entrance] = dataclasses.field(default_factory=list)
+
+    def release(self) -> None:
+        """Its round is over: keep nothing for a replay, and nothing of the graph."""
+        self.entrances.clear()
+        if self.capsule is not None:
+            self.capsule.release()
 
     def all_facts(self) -> list[Fact]:
         """What may have to be read out: see `read_out`."""
@@ -230,6 +256,8 @@ class Passes:
                 one.before = self._fact(self._gradients()) if one.backward > 0 else None
             now = self._fact([gradient for gradient in gradients if gradient is not None])
             one.entering = both(one.entering, now)
+            node = None if _current_node is None else _current_node()
+            one.entrances.append(Entrance(node, tuple(ordinal for ordinal, _ in places), now))
             if one.capsule is not None and self._capsules is not None:
                 self._capsules.entered(one.capsule, places, gradients)
         except Exception as error:

@@ -60,6 +60,7 @@ class _PhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     PHASE_FORWARD: _Phase.ValueType  # 3
     PHASE_LOSS: _Phase.ValueType  # 4
     PHASE_BACKWARD: _Phase.ValueType  # 5
+    PHASE_UPDATE: _Phase.ValueType  # 6
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper): ...
 
@@ -69,7 +70,36 @@ PHASE_PARAMETER: Phase.ValueType  # 2
 PHASE_FORWARD: Phase.ValueType  # 3
 PHASE_LOSS: Phase.ValueType  # 4
 PHASE_BACKWARD: Phase.ValueType  # 5
+PHASE_UPDATE: Phase.ValueType  # 6
 Global___Phase: typing_extensions.TypeAlias = Phase
+
+class _UpdateEvidence:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _UpdateEvidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_UpdateEvidence.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    UPDATE_EVIDENCE_UNSPECIFIED: _UpdateEvidence.ValueType  # 0
+    """nothing does: they were found bad"""
+    UPDATE_EVIDENCE_GRADIENTS: _UpdateEvidence.ValueType  # 1
+    """finite after the reduction, bad when the optimizer took them"""
+    UPDATE_EVIDENCE_STATE: _UpdateEvidence.ValueType  # 2
+    """the optimizer's state is bad"""
+    UPDATE_EVIDENCE_EPSILON: _UpdateEvidence.ValueType  # 3
+    """a second moment of 0, and an eps that is 0 in that dtype"""
+
+class UpdateEvidence(_UpdateEvidence, metaclass=_UpdateEvidenceEnumTypeWrapper):
+    """What shows that an update made weights bad."""
+
+UPDATE_EVIDENCE_UNSPECIFIED: UpdateEvidence.ValueType  # 0
+"""nothing does: they were found bad"""
+UPDATE_EVIDENCE_GRADIENTS: UpdateEvidence.ValueType  # 1
+"""finite after the reduction, bad when the optimizer took them"""
+UPDATE_EVIDENCE_STATE: UpdateEvidence.ValueType  # 2
+"""the optimizer's state is bad"""
+UPDATE_EVIDENCE_EPSILON: UpdateEvidence.ValueType  # 3
+"""a second moment of 0, and an eps that is 0 in that dtype"""
+Global___UpdateEvidence: typing_extensions.TypeAlias = UpdateEvidence
 
 class _Replay:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -212,6 +242,10 @@ class Record(google.protobuf.message.Message):
     FLIGHT_FIELD_NUMBER: builtins.int
     AUTOPSY_FIELD_NUMBER: builtins.int
     CHECKSUM_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    REHEARSAL_FIELD_NUMBER: builtins.int
+    RESUMED_FIELD_NUMBER: builtins.int
     seq: builtins.int
     at: builtins.float
     @property
@@ -262,6 +296,14 @@ class Record(google.protobuf.message.Message):
     def autopsy(self) -> Global___Autopsy: ...
     @property
     def checksum(self) -> Global___Checksum: ...
+    @property
+    def weights(self) -> Global___BadWeights: ...
+    @property
+    def loss(self) -> Global___BadLoss: ...
+    @property
+    def rehearsal(self) -> Global___Rehearsal: ...
+    @property
+    def resumed(self) -> Global___Resumed: ...
     def __init__(
         self,
         *,
@@ -291,10 +333,14 @@ class Record(google.protobuf.message.Message):
         flight: Global___Flight | None = ...,
         autopsy: Global___Autopsy | None = ...,
         checksum: Global___Checksum | None = ...,
+        weights: Global___BadWeights | None = ...,
+        loss: Global___BadLoss | None = ...,
+        rehearsal: Global___Rehearsal | None = ...,
+        resumed: Global___Resumed | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["at", b"at", "autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded", "can_load", "reduced", "optimizer_state", "exploding", "flight", "autopsy", "checksum"] | None: ...
+    def HasField(self, field_name: typing.Literal["autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "loss", b"loss", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "rehearsal", b"rehearsal", "resumed", b"resumed", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched", "weights", b"weights"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["at", b"at", "autopsy", b"autopsy", "body", b"body", "can_load", b"can_load", "checkpoint", b"checkpoint", "checkpoint_gone", b"checkpoint_gone", "checkpoint_root", b"checkpoint_root", "checkpoint_scanned", b"checkpoint_scanned", "checksum", b"checksum", "command_started", b"command_started", "command_stopped", b"command_stopped", "exploding", b"exploding", "fault", b"fault", "flight", b"flight", "guard_off", b"guard_off", "hello", b"hello", "launch_ended", b"launch_ended", "launch_started", b"launch_started", "loaded", b"loaded", "loss", b"loss", "model", b"model", "nonfinite", b"nonfinite", "optimizer_state", b"optimizer_state", "reduced", b"reduced", "rehearsal", b"rehearsal", "resumed", b"resumed", "seq", b"seq", "skipped", b"skipped", "task_done", b"task_done", "unwatched", b"unwatched", "weights", b"weights"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["hello", "model", "nonfinite", "checkpoint", "fault", "unwatched", "launch_started", "launch_ended", "skipped", "guard_off", "command_started", "command_stopped", "checkpoint_root", "checkpoint_scanned", "checkpoint_gone", "task_done", "loaded", "can_load", "reduced", "optimizer_state", "exploding", "flight", "autopsy", "checksum", "weights", "loss", "rehearsal", "resumed"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -387,6 +433,7 @@ class Model(google.protobuf.message.Message):
     GROUP_SIZE_FIELD_NUMBER: builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
     root: builtins.int
     """ordinal of the wrapped model in its process"""
     module_class: builtins.str
@@ -397,6 +444,10 @@ class Model(google.protobuf.message.Message):
     parameter_count: builtins.int
     @property
     def parameters(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
+    @property
+    def group(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """global ranks of its process group; empty when that is the whole world"""
+
     def __init__(
         self,
         *,
@@ -406,8 +457,9 @@ class Model(google.protobuf.message.Message):
         group_size: builtins.int = ...,
         parameter_count: builtins.int = ...,
         parameters: collections.abc.Iterable[Global___Parameter] | None = ...,
+        group: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["group_size", b"group_size", "module_class", b"module_class", "parameter_count", b"parameter_count", "parameters", b"parameters", "root", b"root", "wrapper", b"wrapper"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "group_size", b"group_size", "module_class", b"module_class", "parameter_count", b"parameter_count", "parameters", b"parameters", "root", b"root", "wrapper", b"wrapper"]) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
 
@@ -457,6 +509,15 @@ class NonFinite(google.protobuf.message.Message):
     BATCH_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     LOSS_SCALE_OVERFLOW_FIELD_NUMBER: builtins.int
+    MODEL_STEP_FIELD_NUMBER: builtins.int
+    WEIGHTS_FINITE_FIELD_NUMBER: builtins.int
+    BAD_WEIGHTS_FIELD_NUMBER: builtins.int
+    BAD_WEIGHTS_TOTAL_FIELD_NUMBER: builtins.int
+    WEIGHTS_FINITE_STEP_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    EXCHANGED_FIELD_NUMBER: builtins.int
+    BATCH_HASH_FIELD_NUMBER: builtins.int
+    LOSS_NOTE_FIELD_NUMBER: builtins.int
     root: builtins.int
     round: builtins.int
     step: builtins.int
@@ -473,9 +534,28 @@ class NonFinite(google.protobuf.message.Message):
     """A GradScaler had scaled a finite loss, all before it was finite, and it has not been so for long:
     fp16's range is tried out, which is no fault.
     """
+    model_step: builtins.int
+    """Update attempts of this model so far, from 0; those of one round are one."""
+    weights_finite: builtins.bool
+    """Whether the weights of all watched models of this process were finite, looked at before the update."""
+    bad_weights_total: builtins.int
+    weights_finite_step: builtins.int
+    """the newest step before which this model's weights were seen finite"""
+    loss: builtins.float
+    """of the newest backward pass on this rank, before it was scaled"""
+    exchanged: builtins.bool
+    """this process has sent tensors to single ranks, or all to all"""
+    batch_hash: builtins.str
+    """of the inputs of the bad pass; "" when not taken"""
+    loss_note: builtins.str
+    """a sentence on how the loss made them bad; "" when there is none"""
     @property
     def gradients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadGradient]:
         """the earliest in backward order, at most 16"""
+
+    @property
+    def bad_weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadWeight]:
+        """in the order of the model, at most 16"""
 
     def __init__(
         self,
@@ -491,17 +571,179 @@ class NonFinite(google.protobuf.message.Message):
         batch: builtins.str | None = ...,
         source: builtins.str = ...,
         loss_scale_overflow: builtins.bool = ...,
+        model_step: builtins.int | None = ...,
+        weights_finite: builtins.bool | None = ...,
+        bad_weights: collections.abc.Iterable[Global___BadWeight] | None = ...,
+        bad_weights_total: builtins.int = ...,
+        weights_finite_step: builtins.int | None = ...,
+        loss: builtins.float | None = ...,
+        exchanged: builtins.bool = ...,
+        batch_hash: builtins.str = ...,
+        loss_note: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_microbatch", b"_microbatch", "_phase", b"_phase", "batch", b"batch", "microbatch", b"microbatch", "phase", b"phase"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_microbatch", b"_microbatch", "_phase", b"_phase", "batch", b"batch", "bucket", b"bucket", "gradients", b"gradients", "gradients_total", b"gradients_total", "loss_scale_overflow", b"loss_scale_overflow", "microbatch", b"microbatch", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "batch", b"batch", "loss", b"loss", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "bad_weights", b"bad_weights", "bad_weights_total", b"bad_weights_total", "batch", b"batch", "batch_hash", b"batch_hash", "bucket", b"bucket", "exchanged", b"exchanged", "gradients", b"gradients", "gradients_total", b"gradients_total", "loss", b"loss", "loss_note", b"loss_note", "loss_scale_overflow", b"loss_scale_overflow", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_microbatch", b"_microbatch"]) -> typing.Literal["microbatch"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_model_step", b"_model_step"]) -> typing.Literal["model_step"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_phase", b"_phase"]) -> typing.Literal["phase"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weights_finite", b"_weights_finite"]) -> typing.Literal["weights_finite"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weights_finite_step", b"_weights_finite_step"]) -> typing.Literal["weights_finite_step"] | None: ...
 
 Global___NonFinite: typing_extensions.TypeAlias = NonFinite
+
+@typing.final
+class BadWeight(google.protobuf.message.Message):
+    """The weight of one parameter that holds non-finite elements."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARAMETER_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    NUMEL_FIELD_NUMBER: builtins.int
+    parameter: builtins.str
+    value: Global___Value.ValueType
+    count: builtins.int
+    numel: builtins.int
+    def __init__(
+        self,
+        *,
+        parameter: builtins.str = ...,
+        value: Global___Value.ValueType | None = ...,
+        count: builtins.int | None = ...,
+        numel: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_count", b"_count", "_value", b"_value", "count", b"count", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_count", b"_count", "_value", b"_value", "count", b"count", "numel", b"numel", "parameter", b"parameter", "value", b"value"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_count", b"_count"]) -> typing.Literal["count"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_value", b"_value"]) -> typing.Literal["value"] | None: ...
+
+Global___BadWeight: typing_extensions.TypeAlias = BadWeight
+
+@typing.final
+class BadWeights(google.protobuf.message.Message):
+    """Weights are bad, or are about to be made so by an update whose gradients were finite after the reduction.
+    Said once, until they are finite again. Replicas all say so.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    MODEL_STEP_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
+    WEIGHTS_TOTAL_FIELD_NUMBER: builtins.int
+    EVIDENCE_FIELD_NUMBER: builtins.int
+    GRADIENTS_FIELD_NUMBER: builtins.int
+    GRADIENTS_TOTAL_FIELD_NUMBER: builtins.int
+    OPTIMIZER_FIELD_NUMBER: builtins.int
+    EPS_FIELD_NUMBER: builtins.int
+    LEARNING_RATE_FIELD_NUMBER: builtins.int
+    FINITE_STEP_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    INITIAL_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    """the newest that was reduced"""
+    step: builtins.int
+    """of the update, or the one before which they were looked at"""
+    model_step: builtins.int
+    weights_total: builtins.int
+    evidence: Global___UpdateEvidence.ValueType
+    gradients_total: builtins.int
+    optimizer: builtins.str
+    """its class"""
+    eps: builtins.float
+    learning_rate: builtins.float
+    finite_step: builtins.int
+    """the newest step before which they were seen finite"""
+    batch: builtins.str
+    initial: builtins.bool
+    """they were so when the model was wrapped"""
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadWeight]:
+        """in the order of the model, at most 16"""
+
+    @property
+    def gradients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadGradient]:
+        """bad at the optimizer's entry, at most 16"""
+
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        model_step: builtins.int | None = ...,
+        weights: collections.abc.Iterable[Global___BadWeight] | None = ...,
+        weights_total: builtins.int = ...,
+        evidence: Global___UpdateEvidence.ValueType = ...,
+        gradients: collections.abc.Iterable[Global___BadGradient] | None = ...,
+        gradients_total: builtins.int = ...,
+        optimizer: builtins.str = ...,
+        eps: builtins.float | None = ...,
+        learning_rate: builtins.float | None = ...,
+        finite_step: builtins.int | None = ...,
+        batch: builtins.str | None = ...,
+        initial: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_eps", b"_eps", "_finite_step", b"_finite_step", "_learning_rate", b"_learning_rate", "_model_step", b"_model_step", "batch", b"batch", "eps", b"eps", "finite_step", b"finite_step", "learning_rate", b"learning_rate", "model_step", b"model_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_eps", b"_eps", "_finite_step", b"_finite_step", "_learning_rate", b"_learning_rate", "_model_step", b"_model_step", "batch", b"batch", "eps", b"eps", "evidence", b"evidence", "finite_step", b"finite_step", "gradients", b"gradients", "gradients_total", b"gradients_total", "initial", b"initial", "learning_rate", b"learning_rate", "model_step", b"model_step", "optimizer", b"optimizer", "root", b"root", "round", b"round", "step", b"step", "weights", b"weights", "weights_total", b"weights_total"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_finite_step", b"_finite_step"]) -> typing.Literal["finite_step"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_learning_rate", b"_learning_rate"]) -> typing.Literal["learning_rate"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_model_step", b"_model_step"]) -> typing.Literal["model_step"] | None: ...
+
+Global___BadWeights: typing_extensions.TypeAlias = BadWeights
+
+@typing.final
+class BadLoss(google.protobuf.message.Message):
+    """A loss that is not finite, of a round whose local gradients all are: a warning."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    step: builtins.int
+    loss: builtins.float
+    batch: builtins.str
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        loss: builtins.float = ...,
+        batch: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "batch", b"batch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "batch", b"batch", "loss", b"loss", "root", b"root", "round", b"round", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
+
+Global___BadLoss: typing_extensions.TypeAlias = BadLoss
 
 @typing.final
 class BadGradient(google.protobuf.message.Message):
@@ -817,6 +1059,8 @@ class Autopsy(google.protobuf.message.Message):
     MISSING_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     NBYTES_FIELD_NUMBER: builtins.int
+    FAITHFUL_FIELD_NUMBER: builtins.int
+    DOUBTS_FIELD_NUMBER: builtins.int
     root: builtins.int
     round: builtins.int
     step: builtins.int
@@ -843,6 +1087,11 @@ class Autopsy(google.protobuf.message.Message):
     """that the training waited"""
     nbytes: builtins.int
     """that were kept for it"""
+    faithful: builtins.bool
+    """Whether the replay is shown to have repeated the pass: the finite part of the output, the autograd graph
+    and finite gradients equal to the bit, all state as of then, no way around the output. Absent when nothing
+    was finite to compare: a `Rehearsal` decides.
+    """
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___OperatorInput]:
         """of the operator"""
@@ -850,6 +1099,10 @@ class Autopsy(google.protobuf.message.Message):
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """sentences: what is not known here, and why"""
+
+    @property
+    def doubts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """why it is not shown; phrases: "module encoder keeps a Generator" """
 
     def __init__(
         self,
@@ -872,11 +1125,15 @@ class Autopsy(google.protobuf.message.Message):
         missing: collections.abc.Iterable[builtins.str] | None = ...,
         seconds: builtins.float = ...,
         nbytes: builtins.int = ...,
+        faithful: builtins.bool | None = ...,
+        doubts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_code", b"_code", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "microbatch", b"microbatch", "module", b"module", "module_class", b"module_class", "operator", b"operator", "phase", b"phase", "source", b"source", "value", b"value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_code", b"_code", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "inputs", b"inputs", "microbatch", b"microbatch", "missing", b"missing", "module", b"module", "module_class", b"module_class", "nbytes", b"nbytes", "of_rank", b"of_rank", "operator", b"operator", "phase", b"phase", "reason", b"reason", "replay", b"replay", "root", b"root", "round", b"round", "seconds", b"seconds", "source", b"source", "step", b"step", "value", b"value"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_code", b"_code", "_faithful", b"_faithful", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "faithful", b"faithful", "microbatch", b"microbatch", "module", b"module", "module_class", b"module_class", "operator", b"operator", "phase", b"phase", "source", b"source", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_code", b"_code", "_faithful", b"_faithful", "_microbatch", b"_microbatch", "_module", b"_module", "_module_class", b"_module_class", "_operator", b"_operator", "_phase", b"_phase", "_source", b"_source", "_value", b"_value", "code", b"code", "doubts", b"doubts", "faithful", b"faithful", "inputs", b"inputs", "microbatch", b"microbatch", "missing", b"missing", "module", b"module", "module_class", b"module_class", "nbytes", b"nbytes", "of_rank", b"of_rank", "operator", b"operator", "phase", b"phase", "reason", b"reason", "replay", b"replay", "root", b"root", "round", b"round", "seconds", b"seconds", "source", b"source", "step", b"step", "value", b"value"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_code", b"_code"]) -> typing.Literal["code"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_faithful", b"_faithful"]) -> typing.Literal["faithful"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_microbatch", b"_microbatch"]) -> typing.Literal["microbatch"] | None: ...
     @typing.overload
@@ -893,6 +1150,62 @@ class Autopsy(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_value", b"_value"]) -> typing.Literal["value"] | None: ...
 
 Global___Autopsy: typing_extensions.TypeAlias = Autopsy
+
+@typing.final
+class Rehearsal(google.protobuf.message.Message):
+    """A clean pass of the same model, replayed once after a bad one: did it come out equal to the bit."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    OF_ROUND_FIELD_NUMBER: builtins.int
+    EQUAL_FIELD_NUMBER: builtins.int
+    DOUBTS_FIELD_NUMBER: builtins.int
+    root: builtins.int
+    round: builtins.int
+    """of the clean pass"""
+    step: builtins.int
+    of_round: builtins.int
+    """of the bad pass whose replay it speaks for"""
+    equal: builtins.bool
+    @property
+    def doubts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        root: builtins.int = ...,
+        round: builtins.int = ...,
+        step: builtins.int = ...,
+        of_round: builtins.int = ...,
+        equal: builtins.bool = ...,
+        doubts: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["doubts", b"doubts", "equal", b"equal", "of_round", b"of_round", "root", b"root", "round", b"round", "step", b"step"]) -> None: ...
+
+Global___Rehearsal: typing_extensions.TypeAlias = Rehearsal
+
+@typing.final
+class Resumed(google.protobuf.message.Message):
+    """Before its first update: whether the job has opened what it was told to go back to."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    OPENED_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """of GRADWATCH_RESUME_PATH"""
+    opened: builtins.bool
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        opened: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["opened", b"opened", "path", b"path"]) -> None: ...
+
+Global___Resumed: typing_extensions.TypeAlias = Resumed
 
 @typing.final
 class OperatorInput(google.protobuf.message.Message):
@@ -1507,6 +1820,8 @@ class Progress(google.protobuf.message.Message):
     MALFORMED_LINES_FIELD_NUMBER: builtins.int
     JOURNAL_RECORDS_FIELD_NUMBER: builtins.int
     MAGNITUDE_FIELD_NUMBER: builtins.int
+    WEIGHTS_FINITE_FIELD_NUMBER: builtins.int
+    WEIGHTS_STEP_FIELD_NUMBER: builtins.int
     incarnation: builtins.str
     round: builtins.int
     """rounds < this are looked at, their events journalled"""
@@ -1530,6 +1845,10 @@ class Progress(google.protobuf.message.Message):
     """records written to the journal so far"""
     magnitude: builtins.float
     """The largest of the newest round's local gradients, without the loss scale; absent when it is not finite."""
+    weights_finite: builtins.bool
+    """of all watched models, when they were last looked at; absent before"""
+    weights_step: builtins.int
+    """before which update that was"""
     @property
     def dropped(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """records not written, by reason"""
@@ -1556,13 +1875,19 @@ class Progress(google.protobuf.message.Message):
         malformed_lines: builtins.int = ...,
         journal_records: builtins.int = ...,
         magnitude: builtins.float | None = ...,
+        weights_finite: builtins.bool | None = ...,
+        weights_step: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "at", b"at", "bad_rounds", b"bad_rounds", "dropped", b"dropped", "ended", b"ended", "faults", b"faults", "incarnation", b"incarnation", "journal_records", b"journal_records", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude", "malformed_lines", b"malformed_lines", "probe_seconds", b"probe_seconds", "reduced_round", b"reduced_round", "round", b"round", "step", b"step", "train_seconds", b"train_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "_weights_finite", b"_weights_finite", "_weights_step", b"_weights_step", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude", "weights_finite", b"weights_finite", "weights_step", b"weights_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_last_bad_round", b"_last_bad_round", "_magnitude", b"_magnitude", "_weights_finite", b"_weights_finite", "_weights_step", b"_weights_step", "at", b"at", "bad_rounds", b"bad_rounds", "dropped", b"dropped", "ended", b"ended", "faults", b"faults", "incarnation", b"incarnation", "journal_records", b"journal_records", "last_bad_round", b"last_bad_round", "magnitude", b"magnitude", "malformed_lines", b"malformed_lines", "probe_seconds", b"probe_seconds", "reduced_round", b"reduced_round", "round", b"round", "step", b"step", "train_seconds", b"train_seconds", "weights_finite", b"weights_finite", "weights_step", b"weights_step"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_last_bad_round", b"_last_bad_round"]) -> typing.Literal["last_bad_round"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_magnitude", b"_magnitude"]) -> typing.Literal["magnitude"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weights_finite", b"_weights_finite"]) -> typing.Literal["weights_finite"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weights_step", b"_weights_step"]) -> typing.Literal["weights_step"] | None: ...
 
 Global___Progress: typing_extensions.TypeAlias = Progress
 

@@ -99,6 +99,7 @@ class Autopsies:
             bad: whether what they gave is; None when not known yet.
         """
         if not self._watcher.settings.autopsy:
+            release(moment)
             return
         if not model.on_host:
             self.on_device.reduced(model, moment)

@@ -68,5 +68,4 @@ def name_of(moment: Moment) -> tuple[int, int]:
 def release(moment: Moment) -> None:
     """Nothing of its passes is needed any more."""
     for one in moment.passes:
-        if one.capsule is not None:
-            one.capsule.release()
+        one.release()
