@@ -16,12 +16,14 @@ from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.passes import PART
+from gradwatch.agent.probe.phases.armed import PART as ARMED
 from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.second_moments import PART as MOMENTS
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
+from gradwatch.agent.probe.torch_hooks.exchanges import notice_exchanges
 from gradwatch.agent.probe.unwatched import why_unwatched
 from gradwatch.agent.probe.watcher import Watcher
 
@@ -75,6 +77,7 @@ def activate() -> Probe | None:
     _patch_backward(watcher, single)
     _patch_optimizers(watcher, single)
     leave_dry_steps_out(watcher.clock)
+    notice_exchanges(watcher.exchanged)
     patch_saves(_guarded(watcher, "saves", watcher.saving))
     _active = Probe(watcher, ddp, fsdp, single)
     # Without this file nobody could tell a job that never imported us from one that never
@@ -107,15 +110,26 @@ def _unless_still(clock: StepClock, call: Callable[..., Any]) -> Callable[..., A
 def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals = watcher.arrivals
     single_begins = _guarded(watcher, alone.PART, single.backward_begins)
-
+    remove_gone = _guarded(watcher, "models", watcher.remove_gone)
     loss_begins = _guarded(watcher, RECORDER, watcher.losses.backward_begins)
 
     def begins(losses: Any, gradients: Any) -> None:
         if arrivals.backward_begins():
+            remove_gone()
             loss_begins(losses)
+            armed_begins()
             single_begins(losses, gradients)
 
-    patch_backward(begins, arrivals.backward_ended)
+    loss_over = _guarded(watcher, RECORDER, watcher.losses.backward_over)
+    armed_begins = _guarded(watcher, ARMED, lambda: watcher.armed.begins(watcher.losses.current))
+    armed_over = _guarded(watcher, ARMED, watcher.armed.over)
+
+    def ended(failed: bool) -> None:
+        if arrivals.backward_ended(failed):
+            loss_over()
+            armed_over()
+
+    patch_backward(begins, ended)
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
 
 

@@ -77,11 +77,12 @@ class Arrivals:
         self._calls += 1
         return self._calls == 1
 
-    def backward_ended(self, failed: bool) -> None:
-        """That call is over."""
+    def backward_ended(self, failed: bool) -> bool:
+        """That call is over; whether it was not inside of another one."""
         self._calls -= 1
         if self._calls == 0 and self._under_way:
             self._over(failed=failed)
+        return self._calls == 0
 
     def _begin(self) -> None:
         self.order = []

@@ -112,7 +112,7 @@ class DDPWatch:
         self._models[ddp] = model
         self._reducers[ddp.reducer] = model
         self._watcher.add(model)
-        weakref.finalize(ddp, self._watcher.remove, model).atexit = False
+        weakref.finalize(ddp, self._watcher.leave, model).atexit = False
 
     def _wrap_init_helper(self) -> None:
         original = DistributedDataParallel._ddp_init_helper

@@ -191,6 +191,8 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
             for _, places in flight.reduced
             for place in places
         )
+    if not (result.findings or result.reduced_bad):
+        _learn_masks(flight, values)
     if result.reduced_bad:
         bad = [one for keys, places in flight.reduced for one in _bad_among(_values_at(keys, places, values))]
         origin, _ = known or _origin(flight, values)
@@ -218,13 +220,25 @@ def _facts(moment: Moment) -> list[Fact]:
 
 def _origin(flight: _Flight, values: list[float]) -> tuple[Origin, tuple[Pass, ...]]:
     """Where it began, by the facts as they have been read out, and the passes with these."""
-    known = [
-        place if place is None or isinstance(place, bool) else math.isfinite(values[place])
-        for place in flight.facts
-    ]
-    parameters, *rest = known
+    parameters, *rest = _facts_known(flight, values)
     facts = iter(rest)
     passes = tuple(one.read_out(facts) for one in flight.moment.passes)
     _, scale = flight.numbers or (None, None)
     scale = values[scale] if isinstance(scale, int) else scale
+    if isinstance(parameters, float):
+        parameters = math.isfinite(parameters)
     return origin_of(passes, parameters=parameters, scale=scale), passes
+
+
+def _facts_known(flight: _Flight, values: list[float]) -> list[bool | float | None]:
+    """What the host knew, and the magnitudes that have been read out."""
+    return [place if place is None or isinstance(place, bool) else values[place] for place in flight.facts]
+
+
+def _learn_masks(flight: _Flight, values: list[float]) -> None:
+    """The round is clean: what was infinite of inputs and outputs was so on purpose."""
+    known = _facts_known(flight, values)
+    if any(isinstance(fact, float) and math.isinf(fact) for fact in known):
+        facts = iter(known[1:])
+        for one in flight.moment.passes:
+            one.read_out(facts).learn_masks()

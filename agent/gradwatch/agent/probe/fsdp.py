@@ -88,7 +88,7 @@ class FSDPWatch:
             for parameter in group.fsdp_params:
                 self._owners[parameter] = model
         watcher.add(model)
-        weakref.finalize(state._modules[0], watcher.remove, model).atexit = False
+        weakref.finalize(state._modules[0], watcher.leave, model).atexit = False
 
     # ------------------------------------------------------------------ wrapping
 

@@ -1,30 +1,50 @@
-"""The newest loss, and by what a GradScaler multiplied it: for people, never for a verdict.
+"""The newest loss, by what a GradScaler multiplied it, and the backward pass that begins in it.
 
-On a device both stay there, and are read out with the round.
+On a device both numbers stay there, and are read out with the round.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+
+from gradwatch.agent.probe.autopsy.child import ChildError, in_child
+from gradwatch.agent.probe.phases.loss_pass import LossPass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # A number that the host knows; on a device a float64 of shape (), which nobody waits for; None for not known.
 Number: TypeAlias = "float | torch.Tensor | None"
 
 
+# Losses that are not finite and whose graph is looked at, of one process: each takes a forked child.
+LOOKED_AT = 8
+_SECONDS = 5.0
+
+
 class Losses:
     """What is known of the newest loss.
+
+    Args:
+        examines: whether the graph of a loss that is not finite is worth a look: it is not where a model's
+            output was not finite either.
 
     Attributes:
         loss: before it was scaled.
         scale: of the GradScaler; None without one.
+        current: the backward pass under way, or the newest one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, examines: Callable[[], bool] = lambda: True) -> None:
         self.loss: Number = None
         self.scale: Number = None
+        self.current = LossPass()
+        self._examines = examines
         self._is_scaled = False
+        self._left = LOOKED_AT
 
     def scaled(self, losses: Any, scaler: Any) -> None:
         """A GradScaler has scaled these."""
@@ -38,6 +58,33 @@ class Losses:
         if not self._is_scaled:
             self.loss, self.scale = scalar(tensors), None
         self._is_scaled = False
+        self.current = LossPass(_roots(tensors), self.loss)
+        # Where the scale alone makes it infinite, the loss is none to be looked at.
+        if isinstance(self.loss, float) and not math.isfinite(self.loss) and self._left and self._examines():
+            self._left -= 1
+            self.current.made = _maker(self.current.roots)
+
+    def backward_over(self) -> None:
+        """It is over."""
+        self.current.over()
+
+
+def _roots(tensors: Any) -> tuple[Any, ...]:
+    """The nodes at which a backward pass begins."""
+    given = tensors if isinstance(tensors, (list, tuple)) else [tensors]
+    nodes = (one.grad_fn for one in given if isinstance(one, torch.Tensor))
+    return tuple(node for node in nodes if node is not None)
+
+
+def _maker(roots: tuple[Any, ...]) -> dict[str, Any] | None:
+    """The operator that made it; None where that cannot be looked for."""
+    # Imported where it is needed: a healthy job never does.
+    from gradwatch.agent.probe.phases.loss_maker import made_by
+
+    try:
+        return in_child(lambda: made_by(roots), seconds=_SECONDS)
+    except ChildError:
+        return None
 
 
 def scalar(nested: Any) -> Number:

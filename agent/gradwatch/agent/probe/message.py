@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.agent.probe.phases.batch import hash_of, pass_of
+
 if TYPE_CHECKING:
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.rounds import BadGradient, BucketFindings, Moment, ReducedFindings
@@ -11,13 +13,16 @@ if TYPE_CHECKING:
 GRADIENTS_PER_RECORD = 16
 
 
-def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused: bool) -> dict[str, Any]:
+def nonfinite_message(
+    model: WatchedModel, findings: BucketFindings, *, excused: bool, exchanged: bool = False
+) -> dict[str, Any]:
     """The `NonFinite` message in its JSON mapping: the earliest gradients first.
 
     Args:
         model: whose gradients they are.
         findings: of one bucket.
         excused: a GradScaler's overflow, which is no fault.
+        exchanged: this process has sent tensors to single ranks, or all to all.
     """
     moment = findings.moment
     placed = []
@@ -51,6 +56,22 @@ def nonfinite_message(model: WatchedModel, findings: BucketFindings, *, excused:
         message["microbatch"] = microbatch
     if batch is not None:
         message["batch"] = batch
+    if exchanged:
+        message["exchanged"] = True
+    return message | _of_the_loss(findings)
+
+
+def _of_the_loss(findings: BucketFindings) -> dict[str, Any]:
+    """What is known of the loss and of the batch, each where it is."""
+    message: dict[str, Any] = {}
+    loss = findings.moment.loss
+    if isinstance(loss, float):
+        message["loss"] = loss
+    if findings.note:
+        message["loss_note"] = findings.note
+    bad = pass_of(findings.passes, findings.origin.microbatch)
+    if bad is not None and bad.capsule is not None:
+        message["batch_hash"] = hash_of(bad.capsule)
     return message
 
 

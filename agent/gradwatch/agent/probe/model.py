@@ -22,7 +22,7 @@ from gradwatch.agent.probe.replica import ReplicaCheck
 from gradwatch.agent.probe.rounds import ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -137,6 +137,7 @@ class WatchedModel:
             capsules=watcher.autopsies.capsules_for(self),
             weights=self._weights_now,
             device=device,
+            loss=lambda: watcher.losses.current,
         )
         self._pass: Pass | None = None
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
@@ -194,6 +195,11 @@ class WatchedModel:
         clock = self._watcher.clock
         now = clock.attempts
         return lambda: self.look.fact(self.parameters()) if clock.attempts == now else None
+
+    @property
+    def has_bad_output(self) -> bool:
+        """Whether a pass whose backward pass is to come has given something that is not finite."""
+        return self._passes.has_bad_output
 
     def loss_scaled(self, losses: Any) -> None:
         """A GradScaler scales losses."""
@@ -342,6 +348,11 @@ class WatchedModel:
     def key_of(self, parameter: torch.Tensor) -> int:
         """The key of one of its parameters."""
         return self._keys[id(parameter)]
+
+    def ids_of(self, keys: Iterable[int]) -> set[int]:
+        """The `id`s of the parameters with these keys."""
+        wanted = set(keys)
+        return {one for one, key in self._keys.items() if key in wanted}
 
     def info_of(self, parameter: torch.Tensor) -> ParameterInfo:
         """One of its parameters."""

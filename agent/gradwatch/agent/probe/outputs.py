@@ -31,7 +31,7 @@ class Outputs:
     def made(self, one: Pass, tensors: Sequence[torch.Tensor]) -> None:
         """A pass has made these."""
         # What is kept of it for a replay goes when that is due.
-        known = replace(one, capsule=None, entrances=[])
+        known = replace(one, capsule=None, entrances=[], loss=None)
         for tensor in tensors:
             storage = _storage(tensor)
             if storage is not None:

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from gradwatch.agent.probe import scan
+from gradwatch.agent.probe.phases.loss_graph import MARK
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
     from gradwatch.agent.probe.fuses import Fuses
     from gradwatch.agent.probe.outputs import Outputs
+    from gradwatch.agent.probe.phases.loss_pass import LossPass
 
 # Finite or not; on a device the largest magnitude, a float64 of shape (), which nobody waits for;
 # None for what is not known.
@@ -59,6 +63,28 @@ class Entrance:
     gradient: Fact
 
 
+@dataclasses.dataclass(eq=False)
+class Masks:
+    """Where infinities below zero have entered or left a model in rounds that turned out clean.
+
+    Attributes:
+        usual: "inputs", "handed", "output".
+        has_clean_rounds: there were clean rounds at all.
+    """
+
+    usual: set[str] = dataclasses.field(default_factory=set)
+    has_clean_rounds: bool = False
+
+    def verdict(self, place: str) -> bool | None:
+        """Whether such infinities are as good as finite; None when that is not known.
+
+        An input that holds a mask now and then is none to be blamed; an output that never did is.
+        """
+        if place in self.usual:
+            return True
+        return False if place == "output" and self.has_clean_rounds else None
+
+
 @dataclasses.dataclass
 class Pass:
     """One forward pass, and what is known of the backward pass through it.
@@ -75,8 +101,11 @@ class Pass:
         handed: as `inputs`, of those that the job had computed from something.
         makers: the passes of watched models that made these, as far as they are known.
         own: whether the parameters of its model were finite; what gives that, as long as nobody has asked.
-        entrances: of its backward pass, in the order in which they were come to; until its round is over, since
-            a node holds the graph below it.
+        entrances: of its backward pass, in the order in which they were come to; until its round is over,
+            since a node holds the graph below it.
+        loss: the backward pass that has gone through it.
+        masked: where nothing was not finite but infinities below zero: "inputs", "handed", "output".
+        masks: of its model, where such are there on purpose.
     """
 
     batch: str | None = None
@@ -91,6 +120,15 @@ class Pass:
     makers: tuple[Pass, ...] = ()
     own: Fact | Callable[[], Fact] = None
     entrances: list[Entrance] = dataclasses.field(default_factory=list)
+    loss: LossPass | None = None
+    masked: set[str] = dataclasses.field(default_factory=set)
+    masks: Masks = dataclasses.field(default_factory=Masks)
+
+    def learn_masks(self) -> None:
+        """Its round turned out clean: infinities below zero were there on purpose."""
+        self.masks.has_clean_rounds = True
+        if self.masked:
+            self.masks.usual |= self.masked
 
     def release(self) -> None:
         """Its round is over: keep nothing for a replay, and nothing of the graph."""
@@ -104,18 +142,34 @@ class Pass:
         facts = [self.inputs, self.handed, self.output, self.entering, self.scaled_loss, self.before, own]
         return [*facts, *(fact for maker in self.makers for fact in maker.all_facts())]
 
-    def read_out(self, facts: Iterator[bool | None]) -> Pass:
-        """The same with facts that are known by now, in the order of `all_facts`."""
+    def read_out(self, facts: Iterator[bool | float | None]) -> Pass:
+        """The same with what is known by now, in the order of `all_facts`.
+
+        Args:
+            facts: finite or not, or the largest magnitude, which does not tell the sign of an infinity.
+        """
+        masked = set(self.masked)
+
+        def told(place: str = "") -> bool | None:
+            fact = next(facts)
+            if not isinstance(fact, float):
+                return fact
+            if place and math.isinf(fact):
+                masked.add(place)
+                return self.masks.verdict(place)
+            return math.isfinite(fact)
+
         return dataclasses.replace(
             self,
-            inputs=next(facts),
-            handed=next(facts),
-            output=next(facts),
-            entering=next(facts),
-            scaled_loss=next(facts),
-            before=next(facts),
-            own=next(facts),
+            inputs=told("inputs"),
+            handed=told("handed"),
+            output=told("output"),
+            entering=told(),
+            scaled_loss=told(),
+            before=told(),
+            own=told(),
             makers=tuple(maker.read_out(facts) for maker in self.makers),
+            masked=masked,
         )
 
     def learn(self) -> None:
@@ -146,6 +200,7 @@ class Passes:
         capsules: where passes are kept for a replay; None to keep none.
         weights: as in `Capsules.begin`.
         device: where the model is.
+        loss: gives the backward pass under way.
     """
 
     def __init__(
@@ -159,6 +214,7 @@ class Passes:
         capsules: Capsules | None = None,
         weights: Callable[[], tuple[int, ...]] = tuple,
         device: torch.device | None = None,
+        loss: Callable[[], LossPass | None] = lambda: None,
     ) -> None:
         self._fact = fact
         self._ordinal = ordinal
@@ -168,7 +224,14 @@ class Passes:
         self._capsules = capsules
         self._weights = weights
         self._device = device or torch.device("cpu")
+        self._loss = loss
         self._passes: list[Pass] = []
+        self._masks = Masks()
+
+    @property
+    def has_bad_output(self) -> bool:
+        """Whether a pass whose backward pass is to come has given something that is not finite."""
+        return any(one.output is False for one in self._passes if one.backward is None)
 
     def entered(
         self,
@@ -200,9 +263,10 @@ class Passes:
             (handed if was_made or tensor.grad_fn is not None else leaves.tensors).append(tensor)
             if maker is not None and all(maker is not other for other in makers):
                 makers.append(maker)
-        one = Pass(batch, self._known(leaves), own=own)
+        one = Pass(batch, own=own, masks=self._masks)
+        one.inputs = self._known(leaves, one, "inputs")
         if handed:
-            one.handed = self._fact(handed)
+            one.handed = self._unless_masked(self._fact(handed), handed, one, "handed")
             if one.handed is not True:
                 for maker in makers:
                     maker.learn()
@@ -219,7 +283,7 @@ class Passes:
     def left(self, one: Pass, output: Any, outputs: Outputs | None = None) -> None:
         """It has ended with this output; `outputs` of all models, where there are several."""
         leaves = Leaves(output)
-        one.output = self._known(leaves)
+        one.output = self._known(leaves, one, "output")
         if outputs is not None:
             outputs.made(one, leaves.tensors)
         nodes: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
@@ -229,13 +293,14 @@ class Passes:
                 if all(number != tensor.output_nr for _, number in places):
                     places.append((ordinal, tensor.output_nr))
         for node, places in nodes.values():
+            node.metadata[MARK] = True
             node.register_prehook(functools.partial(self._enters, one, places))
 
     def scaled(self, losses: Any) -> None:
         """A GradScaler scales what was made of the newest output; these are as they were before."""
         waiting = [one for one in self._passes if one.backward is None]
         if waiting:
-            waiting[-1].scaled_loss = self._known(Leaves(losses))
+            waiting[-1].scaled_loss = self._known(Leaves(losses), waiting[-1], "")
 
     def take(self) -> tuple[Pass, ...]:
         """Those that a backward pass has gone through, oldest first; they are forgotten here."""
@@ -258,18 +323,30 @@ class Passes:
             one.entering = both(one.entering, now)
             node = None if _current_node is None else _current_node()
             one.entrances.append(Entrance(node, tuple(ordinal for ordinal, _ in places), now))
+            loss = self._loss()
+            if loss is not None:
+                one.loss = loss
+                loss.entered(one)
+                loss.is_bad = loss.is_bad or now is False
             if one.capsule is not None and self._capsules is not None:
                 self._capsules.entered(one.capsule, places, gradients)
         except Exception as error:
             self._fuses.blow(PART, error)
         self._spent(time.perf_counter() - began)
 
-    def _known(self, leaves: Leaves) -> Fact:
+    def _known(self, leaves: Leaves, one: Pass, place: str) -> Fact:
         if not leaves.finite:
             return False
-        fact = self._fact(leaves.tensors)
+        fact = self._unless_masked(self._fact(leaves.tensors), leaves.tensors, one, place)
         # What could not be looked at may be bad; what was looked at and is bad, is.
         return fact if leaves.all_known or fact is False else None
+
+    def _unless_masked(self, fact: Fact, tensors: Sequence[torch.Tensor], one: Pass, place: str) -> Fact:
+        """The fact, unless what is not finite is below zero, as in a mask: then clean rounds tell."""
+        if fact is not False or not place or not all(map(scan.is_masked_at_most, tensors)):
+            return fact
+        one.masked.add(place)
+        return self._masks.verdict(place)
 
 
 class Leaves:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe.message import nonfinite_message, reduced_message
+from gradwatch.agent.probe.passes import PART
+from gradwatch.agent.probe.phases.loss_pass import refine
 from gradwatch.agent.probe.recorder import RoundFacts
 from gradwatch.agent.probe.rounds import Moment
 from gradwatch.agent.probe.tally import Tally
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 # The part of the probe, for its fuse.
 RECORDER = "recorder"
+# A loss that is not finite every now and then is one stretch.
+STEPS_BETWEEN_WARNINGS = 10
 
 
 class RoundLog:
@@ -44,6 +50,8 @@ class RoundLog:
         self.tally = Tally()
         self.first_at: float | None = None
         self.magnitude: float | None = None
+        # The step of the newest loss that was not finite though the gradients were.
+        self._bad_loss: int | None = None
 
     def begin(self, root: int, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
         """The first bucket of a reduction is ready.
@@ -126,12 +134,26 @@ class RoundLog:
             self.drop("repeated")
             return
         excused = tally.is_excused(round_)
-        self._watcher.append("nonfinite", nonfinite_message(model, findings, excused=excused))
+        findings = self._with_the_loss(model, findings)
+        message = nonfinite_message(model, findings, excused=excused, exchanged=self._watcher.has_exchanged)
+        self._watcher.append("nonfinite", message)
         first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
         spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
         if first and not spread:
             self._watcher.autopsies.found(model, findings)
+
+    def _with_the_loss(self, model: WatchedModel, findings: BucketFindings) -> BucketFindings:
+        """The findings with what the graph of the loss shows of them."""
+        if not self._watcher.fuses.intact(PART):
+            return findings
+        try:
+            bad = model.ids_of(one.key for one in findings.gradients)
+            origin, note = refine(findings.origin, bad, findings.passes)
+        except Exception as error:
+            self._watcher.fuses.blow(PART, error)
+            return findings
+        return replace(findings, origin=origin, note=note)
 
     def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:
         """All local gradients of a round have been looked at.
@@ -158,10 +180,24 @@ class RoundLog:
             warning = model.recorder.exploding()
             if warning is not None:
                 self._watcher.append("exploding", warning)
-            if self.tally.is_locally_bad(moment.round) and not self.tally.is_excused(moment.round):
+            if not self.tally.is_locally_bad(moment.round):
+                for one in moment.passes:
+                    one.learn_masks()
+                self._warn_of_the_loss(model, facts)
+            elif not self.tally.is_excused(moment.round):
                 self.tell_flight(model)
         except Exception as error:
             self._watcher.fuses.blow(RECORDER, error)
+
+    def _warn_of_the_loss(self, model: WatchedModel, facts: RoundFacts) -> None:
+        """A loss is not finite and no gradient shows it, as when all labels are ignored: said seldom."""
+        if facts.loss is None or math.isfinite(facts.loss):
+            return
+        newest, self._bad_loss = self._bad_loss, facts.step
+        if newest is not None and facts.step - newest < STEPS_BETWEEN_WARNINGS:
+            return
+        message = {"root": model.root, "round": facts.round, "step": facts.step, "loss": facts.loss}
+        self._watcher.append("loss", message if facts.batch is None else message | {"batch": facts.batch})
 
     def tell_flight(self, model: WatchedModel) -> None:
         """How it came to the first bad round of a stretch, once."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import scan
 from gradwatch.agent.probe.passes import Origin, Pass, origin_of
+from gradwatch.agent.probe.phases.loss_pass import settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,7 +57,7 @@ class Moment:
         """Where it began on this rank, by what the host knows."""
         parameters = self.parameters()
         return origin_of(
-            self.passes,
+            settled(self.passes),
             parameters=parameters if isinstance(parameters, bool) else None,
             scale=self.loss_scale if isinstance(self.loss_scale, float) else None,
         )
@@ -93,6 +94,7 @@ class BucketFindings:
     Attributes:
         origin: where it began on this rank.
         passes: those of the moment, with facts that the host knows.
+        note: a sentence on how the loss made them bad; "" for none.
     """
 
     moment: Moment
@@ -100,6 +102,7 @@ class BucketFindings:
     gradients: list[BadGradient]
     origin: Origin = field(default_factory=Origin)
     passes: tuple[Pass, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,17 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
+def is_masked_at_most(tensor: torch.Tensor) -> bool:
+    """Whether no element of a tensor in host memory is NaN or infinite above zero: masks are so below it."""
+    values = readable(tensor)
+    return values is None or largest_of(values) < math.inf
+
+
+def largest_of(values: torch.Tensor) -> float:
+    """The largest of values that are `readable`; NaN if there is one, which is less than nothing."""
+    return float(values.amax().item())
+
+
 def examine(tensor: torch.Tensor) -> Finding | None:
     """Look exactly at a tensor in host memory; None when all its elements are finite."""
     values = readable(tensor)

@@ -114,7 +114,9 @@ class SingleModel(WatchedModel):
         self._abandon()
         loss = self._fact(losses) if self._scaled is None else self._scaled
         entering = True if gradients is None else self._fact(gradients)
-        moment = self._begun = self._begin(Pass(output=loss, entering=entering, scaled_loss=self._scaled))
+        moment = self._begun = self._begin(
+            Pass(output=loss, entering=entering, scaled_loss=self._scaled, loss=self._watcher.losses.current)
+        )
         if isinstance(self.look, HostLook):
             if self._spoilt:
                 carried = [one for one in self._gradients_by_key() if one[0] in self._spoilt]

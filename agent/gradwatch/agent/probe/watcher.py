@@ -21,6 +21,7 @@ from gradwatch.agent.probe.guarding import Guarding
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.losses import Losses
 from gradwatch.agent.probe.outputs import Outputs
+from gradwatch.agent.probe.phases.armed import Armed
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
 from gradwatch.agent.probe.round_log import RoundLog
@@ -50,6 +51,8 @@ class Watcher:
     Attributes:
         single: watches the process for as long as it has no wrapped model.
         losses: of the backward passes.
+        armed: looks closely at backward passes after a fault of which something is missing.
+        has_exchanged: this process has sent tensors to single ranks, or all to all.
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         round_log: of its rounds.
@@ -64,7 +67,9 @@ class Watcher:
         self.arrivals = Arrivals()
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
-        self.losses = Losses()
+        self.losses = Losses(self._may_examine_losses)
+        self.armed = Armed()
+        self.has_exchanged = False
         self.second_moments = SecondMoments(self)
         self.learning_rate: float | None = None
         self.guarding = None if settings.guard is None else Guarding(settings.guard, self)
@@ -79,6 +84,7 @@ class Watcher:
         self._journal: Journal | None = None
         self._models: list[WatchedModel] = []
         self._departed: list[WatchedModel] = []
+        self._gone: list[WatchedModel] = []
         self._tag: str | None = None
         self._watched = False
         self._said_unwatched = False
@@ -142,6 +148,7 @@ class Watcher:
 
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
+        self.remove_gone()
         self._models.append(model)
         if self.autopsies.on_device.can_replay(model):
             self.replays_on_device = True
@@ -155,6 +162,18 @@ class Watcher:
     def watching(self) -> bool:
         """Whether a model of this process is, or was, under watch, or its rank is another's."""
         return self.identity is not None
+
+    def leave(self, model: WatchedModel) -> None:
+        """The wrapper of a model was collected: it is removed when the next backward pass begins.
+
+        Not at once: the collector may run while torch compiles an optimizer's step, and reads what that reads.
+        """
+        self._gone.append(model)
+
+    def remove_gone(self) -> None:
+        """Remove the models whose wrappers were collected."""
+        while self._gone:
+            self.remove(self._gone.pop())
 
     def remove(self, model: WatchedModel) -> None:
         """The model is no longer wrapped."""
@@ -172,6 +191,10 @@ class Watcher:
     def has_several(self) -> bool:
         """Whether one watched model may be given what another one has made."""
         return len(self._models) > 1
+
+    def _may_examine_losses(self) -> bool:
+        """Whether to look for what made a loss not finite: a replay finds it where it was the model."""
+        return self.settings.autopsy and not any(model.has_bad_output for model in self._models)
 
     @property
     def models(self) -> list[WatchedModel]:
@@ -226,6 +249,10 @@ class Watcher:
         if step is not None:
             message["step"] = step
         self.append("checkpoint", message)
+
+    def exchanged(self) -> None:
+        """This process has sent tensors to single ranks, or all to all."""
+        self.has_exchanged = True
 
     # ------------------------------------------------------------------ the scaler
 

@@ -16,6 +16,7 @@ from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.autopsy.handover import NoShardsError
 from gradwatch.agent.probe.autopsy.on_device import OnDevice
 from gradwatch.agent.probe.autopsy.replayer import Replayer
+from gradwatch.agent.probe.phases.loss_pass import settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,10 +63,10 @@ class Autopsies:
         on = self._watcher.settings.autopsy and self._watcher.fuses.intact(PART)
         if not on or moment.round in self.held:
             return
-        due = Due(moment, findings.origin.microbatch, findings.passes)
+        due = Due(moment, findings.origin.microbatch, settled(findings.passes), phase=findings.origin.phase)
         reason = model.why_not_replayed() or self._replayer.why_no_more()
         if reason is not None:
-            self._replayer.leave(due, reason)
+            self._replayer.leave(model, due, reason)
         elif not model.on_host:
             self.on_device.found(model, due)
         else:

@@ -23,6 +23,7 @@ class Due:
         passes: of the round, with facts that the host knows.
         not_shared: why other ranks cannot replay it.
         seconds: that were spent on it so far.
+        phase: in which it began, as in the `NonFinite` message; None when not known.
         handover: by which other ranks have been asked for their shards; None when they have not been.
     """
 
@@ -31,6 +32,7 @@ class Due:
     passes: tuple[Pass, ...]
     not_shared: str = ""
     seconds: float = 0.0
+    phase: str | None = None
     handover: Handover | None = None
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import CodeType, FrameType
 
 # File name and line number.
@@ -38,6 +39,22 @@ def line_below(outermost: CodeType) -> Line | None:
         if whose == _PACKAGE and package is None:
             package = walk.f_code.co_filename, walk.f_lineno
         walk = walk.f_back
+    return package
+
+
+def innermost(lines: Iterable[Line]) -> Line | None:
+    """The first of the user's own lines, else the first of a package's.
+
+    Args:
+        lines: of a stack, the innermost first.
+    """
+    package: Line | None = None
+    for line in lines:
+        whose = _whose(line[0])
+        if whose == _USER:
+            return line
+        if whose == _PACKAGE and package is None:
+            package = line
     return package
 
 

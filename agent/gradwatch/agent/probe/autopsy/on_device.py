@@ -165,7 +165,9 @@ class OnDevice:
         pending, self._pending = self._pending, []
         for one in pending:
             if one.due is not None:
-                self._replayer.leave(one.due, "no update was attempted after the fault was read out")
+                self._replayer.leave(
+                    one.model, one.due, "no update was attempted after the fault was read out"
+                )
             release(one.moment)
         self._newest.clear()
         self._kept = []

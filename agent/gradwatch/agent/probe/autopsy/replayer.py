@@ -14,6 +14,7 @@ from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.in_process import in_process
 from gradwatch.agent.probe.autopsy.replay import Case, not_done, replay
 from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
+from gradwatch.agent.probe.phases.loss_pass import completed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,7 +135,7 @@ class Replayer:
         if due.not_shared and told["replay"] != "REPLAY_NOT_DONE":
             told.setdefault("missing", []).append(f"whether it goes bad on another rank: {due.not_shared}")
         report.seconds = due.seconds + time.perf_counter() - began
-        self._write(report, told)
+        self._write(report, self._completed(model, due, told))
 
     def anothers(
         self, model: WatchedModel, moment: Moment, shards: Mapping[int, IO[bytes]] | None = None
@@ -153,9 +154,23 @@ class Replayer:
         report.seconds = time.perf_counter() - began
         self._write(report, told)
 
-    def leave(self, due: Due, reason: str) -> None:
+    def leave(self, model: WatchedModel, due: Due, reason: str) -> None:
         """Say that it is not replayed, and why."""
-        self._write(_Report(due.moment, due.microbatch), not_done(reason))
+        self._write(_Report(due.moment, due.microbatch), self._completed(model, due, not_done(reason)))
+
+    def _completed(self, model: WatchedModel, due: Due, told: dict[str, Any]) -> dict[str, Any]:
+        """What is told, with what the loss shows; a fault without a line is looked at closely next time."""
+        told = completed(told, due.phase, due.passes)
+        if told.get("source") is not None or due.phase in {"PHASE_INPUT", "PHASE_PARAMETER"}:
+            return told
+        armed = self._watcher.armed
+        seen = armed.told()
+        if seen:
+            return {**told, **seen, "missing": []}
+        graphs = [one.loss.facts for one in due.passes if one.loss is not None]
+        if model.on_host and graphs and all(one is not None and not one.is_compiled for one in graphs):
+            armed.arm()
+        return told
 
     def _replayed(
         self,

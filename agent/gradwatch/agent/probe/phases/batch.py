@@ -1,0 +1,42 @@
+"""Which batch went bad: by a hash of what entered the model, taken on a hit only."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from gradwatch.agent.probe import replica
+from gradwatch.agent.probe.passes import Leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.passes import Pass
+
+_CHARACTERS = 16
+
+
+def pass_of(passes: Sequence[Pass], microbatch: int | None) -> Pass | None:
+    """The pass of a micro-batch; the only one where that is not known; None where it cannot be told."""
+    if microbatch is None:
+        return passes[0] if len(passes) == 1 else None
+    return next((one for one in passes if one.backward == microbatch), None)
+
+
+def hash_of(capsule: Capsule) -> str:
+    """A hash of the inputs of a pass, in hexadecimal; "" where they were not kept, or lie on a device.
+
+    Equal for equal numbers, whatever their order in memory: it tells the same batch from another one.
+    """
+    tensors = Leaves((capsule.args, capsule.kwargs)).tensors
+    if capsule.lost or not tensors or any(one.device.type != "cpu" for one in tensors):
+        return ""
+    digest = hashlib.blake2b(digest_size=_CHARACTERS // 2)
+    for one in tensors:
+        try:
+            total = int(replica.bits(one))
+        except (RuntimeError, TypeError):
+            return ""
+        digest.update(f"{tuple(one.shape)} {one.dtype} {total};".encode())
+    return digest.hexdigest()

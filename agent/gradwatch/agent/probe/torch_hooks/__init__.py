@@ -1,0 +1,1 @@
+"""What of torch is wrapped so that the probe is told of it."""
