@@ -197,9 +197,9 @@ class WatchedModel:
         return lambda: self.look.fact(self.parameters()) if clock.attempts == now else None
 
     @property
-    def has_bad_output(self) -> bool:
-        """Whether a pass whose backward pass is to come has given something that is not finite."""
-        return self._passes.has_bad_output
+    def gave_finite_outputs(self) -> bool:
+        """Whether the passes whose backward pass is to come are known to have given finite outputs."""
+        return self._passes.gave_finite_outputs
 
     def loss_scaled(self, losses: Any) -> None:
         """A GradScaler scales losses."""

@@ -229,9 +229,9 @@ class Passes:
         self._masks = Masks()
 
     @property
-    def has_bad_output(self) -> bool:
-        """Whether a pass whose backward pass is to come has given something that is not finite."""
-        return any(one.output is False for one in self._passes if one.backward is None)
+    def gave_finite_outputs(self) -> bool:
+        """Whether the passes whose backward pass is to come are known to have given finite outputs."""
+        return all(one.output is True for one in self._passes if one.backward is None)
 
     def entered(
         self,
@@ -483,7 +483,7 @@ def _may_overflow(one: Pass) -> bool:
 def _phase_of(one: Pass, parameters: bool | None) -> str | None:
     if one.inputs is False:
         return "PHASE_INPUT"
-    if one.handed is False:
+    if one.handed is False or (one.handed is None and any(maker.output is False for maker in one.makers)):
         return _phase_of_makers(one.makers)
     if parameters is False:
         return "PHASE_PARAMETER"

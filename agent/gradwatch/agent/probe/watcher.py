@@ -166,7 +166,7 @@ class Watcher:
     def leave(self, model: WatchedModel) -> None:
         """The wrapper of a model was collected: it is removed when the next backward pass begins.
 
-        Not at once: the collector may run while torch compiles an optimizer's step, and reads what that reads.
+        Not at once: the garbage collector may run while torch compiles a step, and changes what that reads.
         """
         self._gone.append(model)
 
@@ -194,7 +194,7 @@ class Watcher:
 
     def _may_examine_losses(self) -> bool:
         """Whether to look for what made a loss not finite: a replay finds it where it was the model."""
-        return self.settings.autopsy and not any(model.has_bad_output for model in self._models)
+        return self.settings.autopsy and all(model.gave_finite_outputs for model in self._models)
 
     @property
     def models(self) -> list[WatchedModel]:

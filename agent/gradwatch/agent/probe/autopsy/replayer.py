@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -160,15 +161,19 @@ class Replayer:
 
     def _completed(self, model: WatchedModel, due: Due, told: dict[str, Any]) -> dict[str, Any]:
         """What is told, with what the loss shows; a fault without a line is looked at closely next time."""
-        told = completed(told, due.phase, due.passes)
-        if told.get("source") is not None or due.phase in {"PHASE_INPUT", "PHASE_PARAMETER"}:
+        told = completed(told, due.phase, due.passes, alone=model.module() is None)
+        if told["replay"] == "REPLAY_REPRODUCED" or due.phase in {"PHASE_INPUT", "PHASE_PARAMETER"}:
             return told
         armed = self._watcher.armed
-        seen = armed.told()
-        if seen:
-            return {**told, **seen, "missing": []}
-        graphs = [one.loss.facts for one in due.passes if one.loss is not None]
-        if model.on_host and graphs and all(one is not None and not one.is_compiled for one in graphs):
+        losses = [one.loss for one in due.passes if one.loss is not None]
+        was_finite = bool(losses) and all(
+            isinstance(one.loss, float) and math.isfinite(one.loss) for one in losses
+        )
+        if armed.maker is not None and was_finite and all(one.output is True for one in due.passes):
+            # Had something been bad before, the first gradient that is would only show it.
+            return {**told, **armed.told(), "missing": []}
+        facts = [one.facts for one in losses]
+        if model.on_host and facts and all(one is not None and not one.is_compiled for one in facts):
             armed.arm()
         return told
 

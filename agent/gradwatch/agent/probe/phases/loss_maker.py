@@ -60,6 +60,8 @@ _HARMLESS = frozenset(
         "log_sigmoid_forward",
     }
 )
+# So do these, unless they overflow; then what comes of it is infinite, and seldom NaN.
+_SUMS = frozenset({"sum", "mm", "bmm", "addmm", "matmul", "dot", "mv", "linear", "logsumexp", "mul"})
 # Of one tensor, as torch names them.
 _OF_ONE = frozenset(
     {"log", "log2", "log10", "log1p", "acos", "asin", "acosh", "atanh", "tan", "sinh", "cosh", "square"}
@@ -113,11 +115,9 @@ def _judged(node: Any) -> dict[str, Any] | None:
     bad = next((one for one in kinds if one.any), None)
     if bad is None:
         return None
-    if (
-        not inputs
-        and name != "mean"
-        and not all(_is_finite_below(below) for below, _ in node.next_functions if below is not None)
-    ):
+    harmless = _HARMLESS | _SUMS if bad.nan else _HARMLESS
+    below = [one for one, _ in node.next_functions if one is not None]
+    if not inputs and name != "mean" and not all(_is_finite(one, harmless) for one in below):
         missing = f"no operator is named: {name} gave it, and whether its input was finite is not known"
         return {"phase": "PHASE_LOSS", "value": bad.value, "missing": [missing]}
     by_place = sorted(inputs, key=lambda key: (_PLACES.get(key, len(_PLACES)), key))
@@ -131,7 +131,7 @@ def _judged(node: Any) -> dict[str, Any] | None:
     }
 
 
-def _is_finite_below(node: Any, depth: int = 0) -> bool:
+def _is_finite(node: Any, harmless: frozenset[str], depth: int = 0) -> bool:
     """Whether what a node gave is known to be finite. Outputs of models are, or this would not be asked."""
     if MARK in node.metadata or node.name().endswith("AccumulateGrad"):
         return True
@@ -142,7 +142,8 @@ def _is_finite_below(node: Any, depth: int = 0) -> bool:
     if kinds:
         return not any(one.any for one in kinds)
     below = [one for one, _ in node.next_functions if one is not None]
-    return name in _HARMLESS and depth < _MAX_DEPTH and all(_is_finite_below(one, depth + 1) for one in below)
+    known = name in harmless and depth < _MAX_DEPTH
+    return known and all(_is_finite(one, harmless, depth + 1) for one in below)
 
 
 def _given_from_outside(node: Any, name: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any] | None:

@@ -162,13 +162,16 @@ def refine(origin: Origin, bad: Collection[int], passes: Iterable[Pass]) -> tupl
     )
 
 
-def completed(told: dict[str, Any], phase: str | None, passes: Iterable[Pass]) -> dict[str, Any]:
+def completed(
+    told: dict[str, Any], phase: str | None, passes: Iterable[Pass], *, alone: bool = False
+) -> dict[str, Any]:
     """Fields of an `Autopsy` that named no operator, with the one that the loss shows.
 
     Args:
         told: its fields in their JSON mapping.
         phase: of the finding; None when not known.
         passes: of the model, in which it arose.
+        alone: no model is wrapped, so that the graph is that of the model and of its loss.
     """
     if told.get("operator") is not None or told["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
         return told
@@ -177,9 +180,7 @@ def completed(told: dict[str, Any], phase: str | None, passes: Iterable[Pass]) -
         return told
     missing = list(told.get("missing", ()))
     facts = loss.look()
-    # Without a watched model's output in it, the graph is that of the model and of its loss.
-    alone = facts is not None and not facts.outer
-    if loss.made is not None and phase in {None, "PHASE_LOSS"}:
+    if loss.made is not None and (phase == "PHASE_LOSS" or (alone and phase is None)):
         made = {**loss.made, "phase": "PHASE_FORWARD"} if alone else loss.made
         return {**told, **made, "missing": [*missing, *made.get("missing", ())]}
     outside = (
