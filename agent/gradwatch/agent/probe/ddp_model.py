@@ -12,6 +12,7 @@ from gradwatch.agent.probe.arrival import when_backward_ends
 from gradwatch.agent.probe.averaging import Averaging, active_ranks
 from gradwatch.agent.probe.guard import forget_error_feedback
 from gradwatch.agent.probe.model import WatchedModel
+from gradwatch.agent.probe.rank import part_of_the_world
 from gradwatch.agent.probe.rounds import Bucket
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class DDPModel(WatchedModel):
             root=root,
             wrapper="DistributedDataParallel",
             group_size=ddp.process_group.size(),
+            group=part_of_the_world(ddp.process_group),
         )
         self.inner: Callable[[GradBucket], Future] = self.all_reduce_mean
         self.inner_is_default = True

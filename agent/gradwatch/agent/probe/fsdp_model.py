@@ -17,6 +17,7 @@ from gradwatch.agent.probe.fsdp_shards import (
     make_whole,
 )
 from gradwatch.agent.probe.model import WatchedModel, on_arrival
+from gradwatch.agent.probe.parameters import Names, class_name, name_places
 from gradwatch.agent.probe.passes import Leaves
 from gradwatch.agent.probe.rounds import Bucket, ReducedFindings, bad_gradients
 
@@ -56,6 +57,10 @@ class FSDPModel(WatchedModel):
         root: int,
     ) -> None:
         fsdp_params = [parameter for group in groups for parameter in group.fsdp_params]
+        self._places = [
+            (parameter.sharded_param, parameter._module_info.module, parameter._module_info.param_name)
+            for parameter in fsdp_params
+        ]
         self._sizes = {group.mesh_info.mesh.size() for group in groups}
         super().__init__(
             watcher,
@@ -65,7 +70,9 @@ class FSDPModel(WatchedModel):
             root=root,
             wrapper="FSDP2",
             group_size=max(self._sizes),
+            group=_ranks_of(groups),
         )
+        self._places = []
         self.shards = Shards(groups)
         self._groups = [weakref.ref(group) for group in groups]
         self._fsdp_keys = weakref.WeakKeyDictionary(
@@ -76,6 +83,13 @@ class FSDPModel(WatchedModel):
         self._reductions = 0
         self._partial = False
         self._whole_parameters: Fact = None
+
+    def _names(self, module: torch.nn.Module | None, parameters: Sequence[torch.Tensor]) -> Names:
+        """After `unshard()` the modules hold whole parameters: FSDP knows where the shards belong."""
+        del parameters
+        if module is None:
+            raise ValueError("a sharded model has a module")
+        return Names(class_name(module), name_places(module, self._places))
 
     # ------------------------------------------------------------------ the passes
 
@@ -253,6 +267,12 @@ class FSDPModel(WatchedModel):
 
     def _alive(self) -> list[Any]:
         return [group for reference in self._groups if (group := reference()) is not None]
+
+
+def _ranks_of(groups: Iterable[Any]) -> list[int]:
+    """Global ranks that train the model together, rising; none when they are the whole world."""
+    ranks = sorted({rank for group in groups for rank in group.mesh_info.mesh.mesh.flatten().tolist()})
+    return ranks if len(ranks) < dist.get_world_size() else []
 
 
 def groups_of(state: Any) -> list[Any]:

@@ -56,9 +56,11 @@ class WatchedModel:
         root: ordinal of this model in its process.
         wrapper: as in the `Model` message.
         group_size: ranks that reduce together.
+        group: global ranks of these; empty when they are the whole world, or not known.
 
     Attributes:
         group_size: ranks that reduce together.
+        group: as given.
         device: where its gradients are.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
@@ -96,6 +98,7 @@ class WatchedModel:
         root: int,
         wrapper: str,
         group_size: int,
+        group: Sequence[int] = (),
     ) -> None:
         self.root = root
         self.fuses = watcher.fuses
@@ -111,7 +114,7 @@ class WatchedModel:
         self._wrapper = wrapper
         names = self._names(module, parameters)
         self._module_class = names.module_class
-        self.group_size = group_size
+        self.group_size, self.group = group_size, tuple(group)
         self._moment: Moment | None = None
         self._handles: list[RemovableHandle] = []
         self._infos: dict[int, ParameterInfo] = {}
@@ -407,6 +410,8 @@ class WatchedModel:
             "group_size": self.group_size,
             "parameter_count": sum(info.numel for info in self._infos.values()),
         }
+        if self.group:
+            message["group"] = [*self.group]
         if with_parameters:
             message["parameters"] = [info.as_message() for info in self._infos.values()]
         return message

@@ -69,21 +69,43 @@ def name_parameters(
     for path, module in root.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in found:
-                owner = clean_path(path)
-                found[id(parameter)] = ParameterInfo(
-                    name=f"{owner}.{name}" if owner else name,
-                    module=owner,
-                    module_class=class_name(module),
-                    shape=tuple(parameter.shape),
-                    dtype=dtype_name(parameter.dtype),
-                )
-    named = []
-    for parameter in parameters:
-        info = found.get(id(parameter)) or ParameterInfo(
-            "<unknown>", "", "", tuple(parameter.shape), dtype_name(parameter.dtype)
+                found[id(parameter)] = _info(path, module, name, parameter)
+    return [(parameter, found.get(id(parameter)) or _unknown(parameter)) for parameter in parameters]
+
+
+def name_places(
+    root: torch.nn.Module, places: Iterable[tuple[torch.Tensor, torch.nn.Module, str]]
+) -> list[tuple[torch.Tensor, ParameterInfo]]:
+    """Pair parameters with their names by the places where they belong, whatever is there now.
+
+    Args:
+        root: the user's model, inside any wrapper.
+        places: each parameter with its module and its name in that; one whose module is not in `root` is
+            named `<unknown>`.
+    """
+    paths = {id(module): path for path, module in root.named_modules()}
+    return [
+        (
+            parameter,
+            _info(paths[id(module)], module, name, parameter) if id(module) in paths else _unknown(parameter),
         )
-        named.append((parameter, info))
-    return named
+        for parameter, module, name in places
+    ]
+
+
+def _info(path: str, module: torch.nn.Module, name: str, parameter: torch.Tensor) -> ParameterInfo:
+    owner = clean_path(path)
+    return ParameterInfo(
+        name=f"{owner}.{name}" if owner else name,
+        module=owner,
+        module_class=class_name(module),
+        shape=tuple(parameter.shape),
+        dtype=dtype_name(parameter.dtype),
+    )
+
+
+def _unknown(parameter: torch.Tensor) -> ParameterInfo:
+    return ParameterInfo("<unknown>", "", "", tuple(parameter.shape), dtype_name(parameter.dtype))
 
 
 def class_name(module: torch.nn.Module) -> str:

@@ -70,6 +70,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def part_of_the_world(group: Any) -> list[int]:
+    """Global ranks of a process group, rising; none when it is the whole world."""
+    ranks = sorted(dist.get_process_group_ranks(group))
+    return ranks if len(ranks) < dist.get_world_size() else []
+
+
 def identify(folder: Path) -> tuple[Identity, int | None]:
     """Say who this process is, and claim the rank on this node.
 
