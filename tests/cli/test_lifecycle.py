@@ -15,6 +15,7 @@ RULES = Rules(obeys=True)
 LIVES = Facts()
 GONE = Facts(status=-15)
 FAILED = Facts(status=3)
+WELL = Facts(status=0)
 TERM = 15
 
 START_0 = Order("", Action.START, 0)
@@ -29,6 +30,7 @@ STOPPING = Life(State.STOPPING, 0, 0.0, STOP_0, kill_at=40.0, acted=frozenset({(
 HALTING = dataclasses.replace(STOPPING, order=HALT)
 STOPPED = dataclasses.replace(STOPPING, state=State.STOPPED)
 CLEARING = Life(State.STOPPING, 0, 0.0, None, kill_at=5.0)
+WAITED_FOR = dataclasses.replace(CLEARING, waits_until=600.0)
 CRASHED = Life(State.STOPPED, 0, 0.0, None)
 
 HALTED = Ending(93, EndedBy.HALTED)
@@ -73,6 +75,15 @@ def facts(base: Facts, **changes: object) -> Facts:
         (RUNNING, STOP_0, facts(LIVES, user_signal=TERM), 1.0, State.RUNNING, Act.NOTHING),
         # it ended by itself: first what it left behind
         (RUNNING, STOP_0, FAILED, 1.0, State.STOPPING, Act.NOTHING),
+        # ranks that work on after a command that ended well are waited for, but not for ever
+        (CLEARING, None, facts(WELL, left=2, ranks_left=1), 1.0, State.STOPPING, Act.WAIT_FOR_RANKS),
+        (WAITED_FOR, None, facts(WELL, left=2, ranks_left=1), 599.0, State.STOPPING, Act.NOTHING),
+        (WAITED_FOR, None, facts(WELL, left=2, ranks_left=1), 600.0, State.STOPPING, Act.TERMINATE_LEFT),
+        (WAITED_FOR, None, facts(WELL, left=1), 30.0, State.STOPPING, Act.TERMINATE_LEFT),
+        (WAITED_FOR, None, facts(WELL, left=1, ranks_left=1, user_signal=TERM), 1.0,
+         State.STOPPING, Act.TERMINATE_LEFT),
+        (WAITED_FOR, None, facts(WELL), 30.0, State.ENDED, Act.END),
+        (CLEARING, None, facts(FAILED, left=1, ranks_left=1), 1.0, State.STOPPING, Act.TERMINATE_LEFT),
         # patience while the command ends, then for what it left behind, then none
         (STOPPING, STOP_0, LIVES, 39.9, State.STOPPING, Act.NOTHING),
         (STOPPING, STOP_0, LIVES, 40.0, State.STOPPING, Act.KILL),

@@ -45,6 +45,7 @@ class Act(enum.Enum):
     NOTHING = "nothing"
     START = "start"  # the command, in the life's generation, by its order
     TERMINATE = "terminate"  # the command, gently
+    WAIT_FOR_RANKS = "wait_for_ranks"  # the command has ended well, and some of its ranks work on
     TERMINATE_LEFT = "terminate_left"  # what the command left behind, gently
     KILL = "kill"  # all that lives
     REPORT = "report"  # that the command is stopped
@@ -72,6 +73,8 @@ class Rules:
         start_seconds: how long to wait for the first order when nobody answers.
         grace_seconds: from SIGTERM for the command to SIGKILL for all that lives; torchrun takes 30 s.
         left_seconds: the same for what a command left behind that ended by itself.
+        rank_seconds: how long ranks may work on after a command that ended well, as those of Lightning's own
+            launcher do: they write what they have predicted.
         verdict_seconds: how long a command that failed waits for what is decided about it.
         answer_seconds: how long a stopped command waits for a collector that is silent.
     """
@@ -81,6 +84,7 @@ class Rules:
     start_seconds: float = 20.0
     grace_seconds: float = 40.0
     left_seconds: float = 5.0
+    rank_seconds: float = 600.0
     verdict_seconds: float = 15.0
     answer_seconds: float = 300.0
 
@@ -92,6 +96,7 @@ class Facts:
     Attributes:
         status: exit code of the command, or minus the signal that ended it; None while it runs.
         left: how many processes live that the command started; looked at in STOPPING only.
+        ranks_left: how many of these are ranks of the job.
         user_signal: the first signal by which the user asked the run to end.
         impatient: the user asked so while the command did not run any more.
         heard_at: monotonic time of the newest word from the collector.
@@ -101,6 +106,7 @@ class Facts:
 
     status: int | None = None
     left: int = 0
+    ranks_left: int = 0
     user_signal: int | None = None
     impatient: bool = False
     heard_at: float = 0.0
@@ -119,6 +125,7 @@ class Life:
         order: the one that is obeyed: to stop in STOPPING and STOPPED, to start in RUNNING.
         kill_at: monotonic time at which STOPPING becomes a SIGKILL.
         left_told: whether what was left behind has had its SIGTERM.
+        waits_until: monotonic time up to which ranks are waited for that work on; None when they are not.
         answered: the collector has said that a rollback is under way.
         ending: how the run ends, in ENDED.
         why: the reason of the newest change.
@@ -131,6 +138,7 @@ class Life:
     order: Order | None = None
     kill_at: float = 0.0
     left_told: bool = False
+    waits_until: float | None = None
     answered: bool = False
     ending: Ending | None = None
     why: Why = Why.OWN
@@ -242,6 +250,13 @@ def _stopping(life: Life, seen: _Seen) -> tuple[Life, Act]:
 
 def _while_some_live(life: Life, seen: _Seen) -> tuple[Life, Act]:
     ended = seen.facts.status is not None
+    works_on = seen.facts.status == 0 and bool(seen.facts.ranks_left) and seen.facts.user_signal is None
+    if works_on and life.order is None and life.waits_until is None:
+        return dataclasses.replace(life, waits_until=seen.now + seen.rules.rank_seconds), Act.WAIT_FOR_RANKS
+    if life.waits_until is not None and not life.left_told:
+        if works_on and seen.now < life.waits_until:
+            return life, Act.NOTHING
+        life = dataclasses.replace(life, kill_at=seen.now + seen.rules.left_seconds)
     # Who asks for the end once more does not want to wait for the rest.
     if seen.now >= life.kill_at or (ended and seen.facts.impatient):
         return life, Act.KILL

@@ -64,9 +64,11 @@ class Performer:
         """How things are."""
         status = None if self._command is None else self._processes.exit_status(self._command)
         looks = life.state is State.STOPPING and status is not None
+        left = self._left(sure=True) if looks else []
         return lifecycle.Facts(
             status=status,
-            left=len(self._left(sure=True)) if looks else 0,
+            left=len(left),
+            ranks_left=len(self._ranks_among(left)),
             user_signal=self.user_signal,
             impatient=self._impatient,
             heard_at=0.0 if self._attention is None else self._attention.heard_at,
@@ -101,6 +103,8 @@ class Performer:
             what = "halting: stopping the command" if halts else "rolling back: stopping the command"
             self._console.verdict(_because(what, life.order))
             processes.send(self._command, signal.SIGTERM)
+        elif act is Act.WAIT_FOR_RANKS:
+            self._say_wait()
         elif act is Act.TERMINATE_LEFT:
             self._end_left(life)
         elif act is Act.KILL:
@@ -183,6 +187,21 @@ class Performer:
             self._console.verdict(
                 f"stopped; starting from the beginning in generation {life.generation}: nothing to resume"
             )
+
+    def _ranks_among(self, left: list[psutil.Process]) -> list[psutil.Process]:
+        if not left or self._spool is None:
+            return []
+        ranks = self._spool.rank_pids()
+        return [process for process in left if process.pid in ranks]
+
+    def _say_wait(self) -> None:
+        ranks = self._ranks_among(self._left())
+        names = ", ".join(sorted(processes.name_of(process) for process in ranks))
+        minutes = self._config.rules.rank_seconds / 60
+        self._console.note(
+            f"the command has ended, and {len(ranks)} of its ranks still work ({names}); waiting for them, "
+            f"at most {minutes:.0f} minutes"
+        )
 
     def _end_left(self, life: Life) -> None:
         left = self._left()

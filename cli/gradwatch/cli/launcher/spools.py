@@ -94,6 +94,14 @@ class RunSpool:
                 ranks[int(hello["rank"])] = int(hello["world_size"])
         return ranks
 
+    def rank_pids(self) -> set[int]:
+        """The processes that began a rank's journal here."""
+        pids = set()
+        for path in self.folder.glob("rank*.000000.jsonl"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
+                pids.add(int(json.loads(file.readline())["hello"]["pid"]))
+        return pids
+
     def leftover(self) -> Leftover | None:
         """What the sidecar says it could not ship; None when it left no word."""
         try:
