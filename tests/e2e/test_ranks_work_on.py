@@ -1,4 +1,4 @@
-"""A rank that works on after the command has ended well, as under a launcher that does not wait for its ranks."""
+"""A rank that works on after the command has ended well: not every launcher waits for its ranks."""
 
 from __future__ import annotations
 
