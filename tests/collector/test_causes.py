@@ -62,6 +62,29 @@ def overflow(round_: int, own: float | None, *, skipped: bool = False) -> obs.Op
     )
 
 
+def bad_weights(
+    round_: int, evidence: obs.UpdateEvidence | None, *names: str, **changes: object
+) -> obs.BadWeights:
+    known = obs.BadWeights(
+        root=0,
+        round=round_,
+        step=round_,
+        model_step=None,
+        weights=tuple(obs.BadWeight(name, obs.Value.NAN, 3, 40) for name in names or ("0.weight",)),
+        weights_total=len(names) or 1,
+        evidence=evidence,
+        gradients=(),
+        gradients_total=0,
+        optimizer="Adam",
+        eps=1e-8,
+        learning_rate=1e-3,
+        finite_step=None,
+        batch=None,
+        initial=False,
+    )
+    return replace(known, **changes)
+
+
 def autopsy(of_rank: int, round_: int, replay: obs.Replay, **changes: object) -> obs.Autopsy:
     known = obs.Autopsy(
         root=0,

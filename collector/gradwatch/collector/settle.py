@@ -267,7 +267,11 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
         return None if waiting else CloseReason.CLEAN_ROUNDS
     last_round = max(evidence.last_round, attempt.last_bad_round or 0)
     if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS:
-        return CloseReason.CLEAN_ROUNDS
+        # Of weights that are bad again no reduced gradient tells: all ranks are heard.
+        waiting = evidence.weights and Roster(draft, job, attempt).is_waited_for(
+            range(attempt.world_size), last_round + ev.CLEAN_ROUNDS, incident.opened_at
+        )
+        return None if waiting else CloseReason.CLEAN_ROUNDS
     # After skipped updates one clean update attempt is enough, once it is over.
     clean = last_round == evidence.last_round and attempt.reduced_round > last_round + 1
     skipped = ev.is_over_before(evidence, attempt.reduced_round, attempt.step)
