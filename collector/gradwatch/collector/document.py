@@ -18,7 +18,7 @@ from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
-from gradwatch.collector.sentences import tell_before, warn
+from gradwatch.collector.sentences import tell_before, warn_of_growth, warn_of_loss
 from gradwatch.collector.title import title_of
 
 if TYPE_CHECKING:
@@ -298,7 +298,10 @@ def _bad_weight(weight: BadWeight) -> schema.BadWeightDocument:
 
 
 def _with_warnings(document: dict[str, Any], state: State, known: JobState) -> dict[str, Any]:
-    told = [warn(rank, warning) for rank, warning in known.warnings]
+    told = [
+        *(warn_of_growth(rank, warning) for rank, warning in known.warnings),
+        *(warn_of_loss(rank, warning) for rank, warning in known.bad_losses),
+    ]
     resume = _resume(state, known)
     if resume is not None and resume.honoured is False:
         told.append(

@@ -348,7 +348,8 @@ def _order_of_replay(one: Replayed) -> tuple[int, ...]:
 
 def _with_first_flown(evidence: Evidence) -> Evidence:
     """The evidence with those of its flights that are of its first sightings, in logical order."""
-    seen = evidence.earliest
+    # Who is contaminated today may stand for itself once more is known.
+    seen = {**evidence.later, **evidence.earliest}
 
     def order(one: Flown) -> tuple[float, ...]:
         got = (one.rank, one.flight.round) in evidence.received

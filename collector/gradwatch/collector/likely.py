@@ -186,7 +186,8 @@ def _explosion(case: Case) -> Guess | None:
     """A learning rate that cannot be meant, or a loss next to the end of the range."""
     if not case.everywhere or case.flight is None:
         return None
-    rates = [step.learning_rate for step in case.flight.steps if step.learning_rate is not None]
+    before = [step for step in case.flight.steps if step.round < case.flight.round]
+    rates = [step.learning_rate for step in before if step.learning_rate is not None]
     if rates and rates[-1] >= _NO_RATE:
         return Guess(
             LikelyKind.HYPERPARAMETERS,

@@ -617,7 +617,8 @@ class JobState:
         dropped_earlier: what of `dropped` was counted before this run.
         incidents_confirmed: by cause, counted when an incident is confirmed.
         warned: by kind, how many warnings there were.
-        warnings: the newest, one of each stretch, with the rank that gave it.
+        warnings: the newest of gradients that grow, one of each stretch, with the rank that gave it.
+        bad_losses: likewise, of losses that are not finite where gradients are.
         resumes: the newest of each generation that was told to go back to a checkpoint.
     """
 
@@ -635,7 +636,8 @@ class JobState:
     nonfinite_events: Mapping[str, int] = field(default_factory=dict)
     incidents_confirmed: Mapping[str, int] = field(default_factory=dict)
     warned: Mapping[str, int] = field(default_factory=dict)
-    warnings: tuple[tuple[int, Exploding | BadLoss], ...] = ()
+    warnings: tuple[tuple[int, Exploding], ...] = ()
+    bad_losses: tuple[tuple[int, BadLoss], ...] = ()
     resumes: tuple[Resume, ...] = ()
 
 

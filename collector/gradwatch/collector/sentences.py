@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import LikelyKind, UnknownReason
-from gradwatch.collector.observations import Exploding, Phase, UpdateEvidence, Value
+from gradwatch.collector.observations import Phase, UpdateEvidence, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gradwatch.collector.model import Evidence, Guess, Own, Sighting, Update, Verdict
-    from gradwatch.collector.observations import BadLoss
+    from gradwatch.collector.observations import BadLoss, Exploding
 
 # More ranks than this are counted, not listed.
 _LISTED = 8
@@ -33,6 +33,7 @@ _PHASES = {
     Phase.UPDATE: "Its weights were finite before the update, and not after it.",
 }
 _BACKWARD_WITH_LOSS = "It went bad in the backward pass, which here includes the loss function."
+_ENTERED_FINITE = "What entered its part of the model and its weights were finite, "
 _ENTERED = "What entered its part of the model was not finite: it may have come from another rank."
 
 # Before the operator that made it is named.
@@ -339,11 +340,6 @@ def tell_doubts(first: Sighting, doubts: Sequence[str]) -> tuple[str, ...]:
     return (text,)
 
 
-def warn(rank: int, warning: Exploding | BadLoss) -> str:
-    """Say what a rank warns of."""
-    return warn_of_growth(rank, warning) if isinstance(warning, Exploding) else warn_of_loss(rank, warning)
-
-
 def warn_of_loss(rank: int, warning: BadLoss) -> str:
     """Say that a loss is not finite, and its gradients are."""
     return (
@@ -398,7 +394,7 @@ def _what(first: Sighting) -> tuple[str, ...]:
         )
     before = "" if first.phase is None or _is_unwrapped(first) else _FINITE_BEFORE[first.phase]
     if first.phase is Phase.FORWARD and _is_part(first):
-        before = "What entered its part of the model, and its weights, were finite; "
+        before = f"{_ENTERED_FINITE[:-2]}; "
     return (
         f"{before}{operator.name}{where} made it in {which}{line}{code}.{inputs}",
         *_of_loss(first),
@@ -416,6 +412,8 @@ def _of_phase(first: Sighting) -> tuple[str, ...]:
     if first.phase is Phase.LOSS and first.loss is not None:
         # What is said of the loss says it.
         return ()
+    if first.phase is Phase.FORWARD and _is_part(first):
+        return (f"{_ENTERED_FINITE}and what its forward pass gave was not.",)
     return (_PHASES[first.phase], *(_since(first) if first.phase is Phase.PARAMETER else ()))
 
 

@@ -126,8 +126,11 @@ def see_weights(draft: Draft, rank: RankState, body: obs.BadWeights) -> None:
 
 def see_growth(draft: Draft, rank: RankState, body: obs.Exploding) -> None:
     """A gradient grows far beyond what it usually is; the first that says so of a stretch is told."""
-    attempt = draft.attempts[rank.attempt]
-    growths = _warn(draft, rank, body, EXPLODING, attempt.growths)
+    job, attempt = draft.jobs[rank.attempt.job], draft.attempts[rank.attempt]
+    growths, warnings = _with_step(attempt.growths, body.step), job.warnings
+    if len(growths) > len(attempt.growths):
+        warnings = (*warnings, (rank.hello.rank, body))[-_WARNINGS:]
+    draft.jobs[job.name] = replace(job, warned=counted(job.warned, EXPLODING), warnings=warnings)
     draft.attempts[attempt.id] = replace(attempt, growths=growths)
 
 
@@ -135,31 +138,22 @@ def see_loss(draft: Draft, rank: RankState, body: obs.BadLoss) -> None:
     """A loss is not finite, and all gradients are; the first that says so of a stretch is told."""
     if math.isfinite(body.loss):
         return
-    attempt = draft.attempts[rank.attempt]
-    bad_losses = _warn(draft, rank, body, LOSS, attempt.bad_losses)
-    draft.attempts[attempt.id] = replace(attempt, bad_losses=bad_losses)
+    job, attempt = draft.jobs[rank.attempt.job], draft.attempts[rank.attempt]
+    stretches, bad_losses = _with_step(attempt.bad_losses, body.step), job.bad_losses
+    if len(stretches) > len(attempt.bad_losses):
+        bad_losses = (*bad_losses, (rank.hello.rank, body))[-_WARNINGS:]
+    draft.jobs[job.name] = replace(job, warned=counted(job.warned, LOSS), bad_losses=bad_losses)
+    draft.attempts[attempt.id] = replace(attempt, bad_losses=stretches)
 
 
-def _warn(
-    draft: Draft,
-    rank: RankState,
-    body: obs.Exploding | obs.BadLoss,
-    kind: str,
-    stretches: tuple[tuple[int, int], ...],
-) -> tuple[tuple[int, int], ...]:
-    """Count a warning, and keep it if it is the first of its stretch; the stretches that are known then."""
-    job = draft.jobs[rank.attempt.job]
-    warnings, known = job.warnings, list(stretches)
+def _with_step(stretches: tuple[tuple[int, int], ...], step: int) -> tuple[tuple[int, int], ...]:
+    """The stretches with a step: one of them is longer, or there is one more, unless there are too many."""
+    known = list(stretches)
     for place, (first, last) in enumerate(known):
-        if first - _STRETCH_STEPS < body.step < last + _STRETCH_STEPS:
-            known[place] = (min(first, body.step), max(last, body.step))
-            break
-    else:
-        if len(known) < _STRETCHES:
-            known.append((body.step, body.step))
-            warnings = (*warnings, (rank.hello.rank, body))[-_WARNINGS:]
-    draft.jobs[job.name] = replace(job, warned=counted(job.warned, kind), warnings=warnings)
-    return tuple(known)
+        if first - _STRETCH_STEPS < step < last + _STRETCH_STEPS:
+            known[place] = (min(first, step), max(last, step))
+            return tuple(known)
+    return stretches if len(known) >= _STRETCHES else (*stretches, (step, step))
 
 
 def see_rehearsal(draft: Draft, rank: RankState, body: obs.Rehearsal) -> None:
