@@ -389,7 +389,8 @@ def _sorted_out(evidence: Evidence) -> Evidence:
             return True
         if sighting.model_step is None:
             return sighting.step <= spared + 1
-        after_skips = skipped_to is not None and sighting.step <= skipped_to + 1
+        # Of its own step it is not known yet whether that is skipped.
+        after_skips = skipped_to is not None and first < sighting.step <= skipped_to + 1
         return after_skips or stands_for_itself(sighting, beginning)
 
     seen = _earliest([*evidence.later.values(), *evidence.earliest.values()])

@@ -132,7 +132,14 @@ def explain(
     first = origins[0]
     others = [origin for origin in origins[1:] if not (tie and _place(origin) == _place(first))]
     # Where models' steps are told, a later round is one that stands for itself.
-    by_itself = [one for one in others if one.round > first.round and one.model_step is not None]
+    by_itself = sorted(
+        (
+            one
+            for one in others
+            if one.round > first.round and one.model_step is not None and one.weights_finite
+        ),
+        key=lambda one: one.rank,
+    )
     together = [one.rank for one in others if one not in by_itself]
     if together:
         spread.append(
@@ -142,7 +149,8 @@ def explain(
         ranks = [one.rank for one in by_itself]
         spread.append(
             f"{_ranks(ranks, lower=bool(spread))} {_were(ranks)} bad later, at "
-            f"{_steps([one.step for one in by_itself])}, and not by what was reduced: the weights were finite"
+            f"{_steps(sorted({one.step for one in by_itself}))}, and not by what was reduced: the weights "
+            "were finite"
         )
     if clean:
         spread.append(f"{_ranks(clean, lower=bool(spread))} {_were(clean)} clean in that round")

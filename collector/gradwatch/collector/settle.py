@@ -268,7 +268,7 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
     last_round = max(evidence.last_round, attempt.last_bad_round or 0)
     if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS:
         # Of weights that are bad again no reduced gradient tells: all ranks are heard.
-        waiting = evidence.weights and Roster(draft, job, attempt).is_waited_for(
+        waiting = bool(evidence.weights) and Roster(draft, job, attempt).is_waited_for(
             range(attempt.world_size), last_round + ev.CLEAN_ROUNDS, incident.opened_at
         )
         return None if waiting else CloseReason.CLEAN_ROUNDS
