@@ -97,7 +97,10 @@ def of_models(course: Course, rank: int, round_: int) -> list[obs.Body]:
         bodies.append(
             obs.Rehearsal(round_ % course.models, round_, step, round_, chance.random() < 0.5, doubts)
         )
-    # Replicas find the same, and after bad gradients weights may be found bad here and there.
+    # Replicas find the same, and after bad gradients weights may be found bad here and there. Of a run of
+    # skipped updates only the newest is remembered, so that bad weights beside it may be told of too early.
+    if course.guarded:
+        return bodies
     of_all = random.Random(f"weights {round_}").random() < 0.05
     if of_all or (course.bad.get(round_) and chance.random() < 0.3):
         evidence = chance.choice([None, *obs.UpdateEvidence])
