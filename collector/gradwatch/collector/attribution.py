@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradwatch.collector import sentences
+from gradwatch.collector import other_causes, sentences
 from gradwatch.collector.evidence import (
     first_step,
     is_local,
@@ -128,7 +128,7 @@ def _of_weights(
         unknown_ranks=unknown,
         contaminated_ranks=contaminated,
         sentences=(
-            *sentences.explain_weights(origins, clean, unknown, contaminated, guesses),
+            *other_causes.explain_weights(origins, clean, unknown, contaminated, guesses),
             *sentences.tell_skips(evidence),
         ),
         likely=guesses,
@@ -231,7 +231,7 @@ def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated.union(added, evidence.weights))),
         sentences=(
-            *sentences.explain_reduction(evidence, clean, unknown, later),
+            *other_causes.explain_reduction(evidence, clean, unknown, later),
             *sentences.tell_skips(evidence),
         ),
     )
@@ -259,7 +259,7 @@ def _of_overflow(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
         sentences=(
-            *sentences.explain_overflow(
+            *other_causes.explain_overflow(
                 _in_order(seen)[0],
                 origins,
                 first_step(evidence),
@@ -282,7 +282,7 @@ def _of_replicas(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
-        sentences=sentences.explain_replicas(origins, [*clean, *unknown]),
+        sentences=other_causes.explain_replicas(origins, [*clean, *unknown]),
     )
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.collector import schema
 from gradwatch.collector.books import NO_BOOKS, Books
+from gradwatch.collector.early_warnings import warn_of_growth, warn_of_loss
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
-from gradwatch.collector.sentences import tell_before, warn_of_growth, warn_of_loss
+from gradwatch.collector.sentences import tell_before
 from gradwatch.collector.title import title_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import Cause
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
-from gradwatch.collector.sentences import number
+from gradwatch.collector.words import number
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, Operator, Sighting, Update, Verdict
