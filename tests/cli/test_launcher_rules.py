@@ -331,6 +331,33 @@ def test_where_a_controller_took_the_orders_the_last_rollback_says_what_was_resu
     assert report.resumed_by_controller(WHOLE) is None
 
 
+@pytest.mark.parametrize(
+    ("said", "honoured"),
+    [
+        ({"path": "/c/9", "generation": 3, "honoured": False}, False),
+        ({"path": "/c/9", "generation": 3, "honoured": True}, True),
+        ({"path": "/c/9", "generation": 3, "honoured": None}, None),
+        # Of another generation, from a collector of an earlier version, or of a later one.
+        ({"path": "/c/9", "generation": 2, "honoured": False}, None),
+        (None, None),
+        ({"generation": 3, "honoured": "partly"}, None),
+        (["?"], None),
+    ],
+)
+def test_the_ranks_say_whether_a_resume_was_honoured(said, honoured):
+    view = job_view.parse(document(resume=said))
+    assert view.has_resumed(3) is honoured
+    at_9 = {"path": "/c/9", "step": 9}
+    decision = {"action": "rollback", "outcome": "performed", "in_process": False, "generation": 2}
+    view = dataclasses.replace(view, decisions=({**decision, "checkpoint": at_9},))
+    assert report.resumed_by_controller(view) == {**at_9, "generation": 3, "honoured": honoured}
+
+
+def test_an_incidents_line_says_first_what_happened():
+    line = watch.verdict_line({**INCIDENT, "title": "log of 0 at model.py:33, rank 1 on gpu-07, step 24"})
+    assert line == f"incident i: log of 0 at model.py:33, rank 1 on gpu-07, step 24. {' '.join(VERDICT)}"
+
+
 def test_the_report_holds_the_contracts_fields():
     view = dataclasses.replace(WHOLE, incidents=(INCIDENT,))
     ending = report.Ending(0, report.EndedBy.COMMAND)

@@ -62,6 +62,29 @@ def overflow(round_: int, own: float | None, *, skipped: bool = False) -> obs.Op
     )
 
 
+def bad_weights(
+    round_: int, evidence: obs.UpdateEvidence | None, *names: str, **changes: object
+) -> obs.BadWeights:
+    known = obs.BadWeights(
+        root=0,
+        round=round_,
+        step=round_,
+        model_step=None,
+        weights=tuple(obs.BadWeight(name, obs.Value.NAN, 3, 40) for name in names or ("0.weight",)),
+        weights_total=len(names) or 1,
+        evidence=evidence,
+        gradients=(),
+        gradients_total=0,
+        optimizer="Adam",
+        eps=1e-8,
+        learning_rate=1e-3,
+        finite_step=None,
+        batch=None,
+        initial=False,
+    )
+    return replace(known, **changes)
+
+
 def autopsy(of_rank: int, round_: int, replay: obs.Replay, **changes: object) -> obs.Autopsy:
     known = obs.Autopsy(
         root=0,
@@ -227,35 +250,36 @@ def test_an_operator_through_which_a_bad_batch_went_has_not_made_it():
     assert len(described.verdict) <= 4
 
 
+BAD, FINITE = obs.Replay.REPRODUCED, obs.Replay.FINITE
+# Who replayed it, what came of it, and whether the replay is shown to have repeated the pass.
 JUDGED = [
-    # It goes bad on another rank too.
-    ([(1, obs.Replay.REPRODUCED), (0, obs.Replay.REPRODUCED)], Judgement.DETERMINISTIC),
-    # Only there.
-    ([(1, obs.Replay.REPRODUCED), (0, obs.Replay.FINITE)], Judgement.ONLY_THERE),
+    # It goes bad on another rank too: that is proof by itself.
+    ([(1, BAD, None), (0, BAD, None)], Judgement.DETERMINISTIC),
+    ([(1, FINITE, True), (0, BAD, None)], Judgement.DETERMINISTIC),
+    # Only there, and another rank has repeated the pass.
+    ([(1, BAD, None), (0, FINITE, True)], Judgement.ONLY_THERE),
+    # Another rank has tried, and it is not known whether it repeated the pass.
+    ([(1, BAD, None), (0, FINITE, None)], Judgement.REPEATED_THERE),
+    ([(1, BAD, None), (0, FINITE, False)], Judgement.REPEATED_THERE),
     # Nobody else has tried.
-    ([(1, obs.Replay.REPRODUCED)], Judgement.REPEATED_THERE),
+    ([(1, BAD, None)], Judgement.REPEATED_THERE),
     # Nowhere.
-    ([(1, obs.Replay.FINITE), (0, obs.Replay.FINITE)], Judgement.TRANSIENT),
-    ([(1, obs.Replay.NOT_DONE)], None),
+    ([(1, FINITE, True), (0, FINITE, True)], Judgement.TRANSIENT),
+    ([(1, FINITE, True)], Judgement.TRANSIENT),
+    # Nowhere, and nobody knows whether it was the same pass.
+    ([(1, FINITE, False), (0, FINITE, True)], Judgement.NOT_REPRODUCED),
+    ([(1, FINITE, None)], Judgement.NOT_REPRODUCED),
+    ([(1, obs.Replay.NOT_DONE, None)], None),
     ([], None),
 ]
 
 
 @pytest.mark.parametrize(("replays", "judgement"), JUDGED)
-def test_where_it_goes_bad_again_judges_the_device(replays, judgement):
+def test_where_it_goes_bad_again_judges_where_the_fault_is(replays, judgement):
     told = bad_on(1)
-    for by_rank, replay in replays:
-        told.tell(batch(f"r{by_rank}", 2, autopsy(1, 5, replay)))
+    for by_rank, replay, faithful in replays:
+        told.tell(batch(f"r{by_rank}", 2, autopsy(1, 5, replay, faithful=faithful)))
     assert told.incident.verdict.judgement is judgement
-
-
-def test_a_device_is_suspected_when_it_alone_repeats_the_fault():
-    told = bad_on(1)
-    plain = {"operator": None, "phase": None, "inputs": ()}
-    told.tell(batch("r1", 2, autopsy(1, 5, obs.Replay.REPRODUCED, **plain)))
-    told.tell(batch("r0", 2, autopsy(1, 5, obs.Replay.FINITE, **plain)))
-    assert told.incident.verdict.likely[0].kind is LikelyKind.DEVICE
-    assert "Likely a device" in told.incident.verdict.sentences[-1]
 
 
 def test_ranks_that_a_collective_had_made_bad_are_no_origins():
@@ -314,7 +338,7 @@ def test_what_an_operator_was_given_tells_whether_it_is_at_an_edge(operator, ran
     assert guess.kind is kind
     if kind is LikelyKind.UNKNOWN:
         # Nobody else has tried.
-        assert "cannot be excluded" in told.incident.verdict.sentences[-1]
+        assert "what differs in that process cannot be excluded" in told.incident.verdict.sentences[-1]
 
 
 def test_a_replay_may_be_told_before_what_it_is_of():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from gradwatch.collector import observations as obs
 from gradwatch.collector.observations import DropReason, Phase, Value
 from gradwatch.collector.wire import read_report
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
@@ -102,3 +103,62 @@ def test_numbers_that_are_not_finite_do_not_get_in():
     progress = read_report(pb.Report(progress=[message])).progress[0]
     assert (progress.probe_seconds, progress.train_seconds, progress.dropped) == (0.0, 0.0, {})
     assert read_one(pb.Record(seq=0, at=math.inf, hello=hello("r0", 0).hello)).at is None
+
+
+# ---------------------------------------------------------------- weights, losses, replays of clean passes
+
+
+def test_what_is_known_of_a_bad_round_beside_its_gradients():
+    body = read_one(
+        pb.Record(
+            seq=0,
+            nonfinite=pb.NonFinite(
+                round=3,
+                step=3,
+                model_step=2,
+                weights_finite=False,
+                bad_weights=[pb.BadWeight(parameter="a", value=pb.VALUE_NAN, count=1, numel=4)],
+                bad_weights_total=9,
+                weights_finite_step=1,
+                loss=float("inf"),
+                exchanged=True,
+                batch_hash="ab",
+                loss_note="n",
+            ),
+        )
+    ).body
+    assert (body.model_step, body.weights_finite, body.weights_finite_step) == (2, False, 1)
+    assert body.bad_weights == (obs.BadWeight("a", obs.Value.NAN, 1, 4),)
+    assert (body.bad_weights_total, body.loss, body.exchanged) == (9, float("inf"), True)
+    assert (body.batch_hash, body.loss_note) == ("ab", "n")
+
+
+def test_what_is_not_told_is_not_known():
+    body = read_one(pb.Record(seq=0, nonfinite=pb.NonFinite(round=3, step=3))).body
+    assert (body.model_step, body.weights_finite, body.loss, body.batch_hash) == (None, None, None, "")
+    body = read_one(pb.Record(seq=0, autopsy=pb.Autopsy(replay=pb.REPLAY_FINITE))).body
+    assert (body.faithful, body.doubts) == (None, ())
+
+
+def test_a_probe_gone_wild_does_not_fill_the_store():
+    long = "x" * 100_000
+    weights = [pb.BadWeight(parameter=long)] * 1000
+    record = read_one(pb.Record(seq=0, weights=pb.BadWeights(step=3, weights=weights, optimizer=long)))
+    assert len(record.body.weights) == 16
+    assert {len(one.parameter) for one in record.body.weights} == {512}
+    assert len(record.body.optimizer) == 512
+    body = read_one(pb.Record(seq=0, nonfinite=pb.NonFinite(loss_note=long, bad_weights=weights))).body
+    assert (len(body.loss_note), len(body.bad_weights)) == (500, 16)
+    body = read_one(pb.Record(seq=0, model=pb.Model(group=range(100_000)))).body
+    assert len(body.group) == 65_536
+    body = read_one(pb.Record(seq=0, rehearsal=pb.Rehearsal(doubts=[long] * 100))).body
+    assert [len(doubt) for doubt in body.doubts] == [500] * 16
+
+
+def test_weights_before_the_first_reduction_and_an_update_of_a_later_version():
+    body = read_one(pb.Record(seq=0, weights=pb.BadWeights(round=-1, initial=True))).body
+    assert (body.round, body.initial, body.evidence) == (0, True, None)
+    record = read_one(pb.Record(seq=0, weights=pb.BadWeights(evidence=99)))
+    assert (record.body.evidence, record.drops) == (None, (DropReason.UNKNOWN_ENUM,))
+    record = read_one(pb.Record(seq=0, weights=pb.BadWeights(round=-5)))
+    assert record.drops == (DropReason.MALFORMED_RECORD,)

@@ -40,6 +40,7 @@ def test_the_phase_is_a_sentence_of_its_own(phase: Phase):
         Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not",
         Phase.LOSS: "the gradient of the loss was not",
         Phase.BACKWARD: "went bad on its way back",
+        Phase.UPDATE: "Its weights were finite before the update",
     }
     assert says[phase] in about
 
@@ -98,8 +99,8 @@ PARAMETER, FORWARD = Phase.PARAMETER, Phase.FORWARD
 @pytest.mark.parametrize(
     ("ranks", "clean", "unknown", "phase", "says"),
     [
-        ([1], [0, 2], {}, FORWARD, "No other rank was bad: look at its batch and its device."),
-        ([1], [0, 2], {}, PARAMETER, "its memory was damaged, or it had drifted apart."),
+        ([1], [0, 2], {}, FORWARD, "and not the batch: look at its batch."),
+        ([1], [0, 2], {}, PARAMETER, "look at what changes weights there and on no other rank."),
         ([0, 1], [], {}, FORWARD, "look at what they share, such as the learning rate"),
         ([0, 1], [], {}, PARAMETER, "since all have the same weights."),
         # Bad data says itself where to look; and nothing follows from some ranks, from one alone, or

@@ -29,6 +29,9 @@ def incident(
         return
     typer.echo(f"Incident {document['id']} of job {document['job']}: {_condition(document)}")
     typer.echo("")
+    if document.get("title"):
+        typer.echo(f"  {document['title']}")
+        typer.echo("")
     for sentence in document["verdict"]:
         typer.echo(f"  {sentence}")
     if document["origins"]:

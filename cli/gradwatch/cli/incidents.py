@@ -40,11 +40,13 @@ def incidents(
                 first.get("node"),
                 first.get("parameter"),
                 incident["opened_at"],
+                # A collector of an earlier version gives no title.
+                incident.get("title"),
             ]
         )
     if not rows:
         typer.echo("no incidents" if job is None else f"no incidents of job {job}")
         return
     output.print_table(
-        ["id", "job", "status", "cause", "step", "rank", "node", "parameter", "opened at"], rows
+        ["id", "job", "status", "cause", "step", "rank", "node", "parameter", "opened at", "what"], rows
     )

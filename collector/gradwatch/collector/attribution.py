@@ -9,17 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradwatch.collector import sentences
-from gradwatch.collector.evidence import first_step, is_local, position
+from gradwatch.collector import other_causes, sentences
+from gradwatch.collector.evidence import (
+    first_step,
+    is_local,
+    is_of_weights,
+    position,
+    suspects,
+)
 from gradwatch.collector.likely import Case, likely
-from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict
+from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict, WhichModel
 from gradwatch.collector.observations import Phase
 from gradwatch.collector.replays import judge, operator_of, own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from gradwatch.collector.model import Evidence, RankState, Sighting
+    from gradwatch.collector.model import Evidence, KnownModel, Own, RankState, Sighting
+    from gradwatch.collector.observations import Flight
 
 # Shares in a gradient that are within this factor of the largest are named with it.
 _ALIKE = 2.0
@@ -30,7 +37,10 @@ _CAUSE_OF_PHASE = {
     Phase.FORWARD: Cause.FORWARD,
     Phase.LOSS: Cause.LOSS,
     Phase.BACKWARD: Cause.BACKWARD,
+    Phase.UPDATE: Cause.UPDATE,
 }
+# Of rounds in which it was bad again.
+_AGAIN = 16
 
 
 def standing(rank: RankState, round_: int) -> UnknownReason | None:
@@ -47,19 +57,27 @@ def cause_of(phase: Phase | None) -> Cause | None:
     return None if phase is None else _CAUSE_OF_PHASE[phase]
 
 
-def attribute(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
+def attribute(
+    evidence: Evidence,
+    clean: Sequence[int],
+    unknown: Mapping[int, UnknownReason],
+    models: Sequence[KnownModel] = (),
+) -> Verdict:
     """Name the origins, the clean and the unknown.
 
     Args:
         evidence: the incident's.
         clean: ranks that were clean in its first round, in order.
         unknown: ranks of which that is not known, and why. Origins are in neither.
+        models: that the attempt trains.
     """
+    if is_of_weights(evidence):
+        return _of_weights(evidence, clean, unknown, models)
     if not is_local(evidence):
         return _of_reduction(evidence, clean, unknown)
     kinds = {one.kind for one in evidence.earliest.values() if one.round == evidence.first_round}
     if Kind.GRADIENT in kinds:
-        return _of_gradients(evidence, clean, unknown)
+        return _of_gradients(evidence, clean, unknown, models)
     if Kind.OVERFLOW in kinds:
         return _of_overflow(evidence, clean, unknown)
     return _of_replicas(evidence, clean, unknown)
@@ -70,7 +88,59 @@ def is_waiting(verdict: Verdict) -> bool:
     return UnknownReason.WAITING in verdict.unknown_ranks.values()
 
 
-def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
+def _of_weights(
+    evidence: Evidence,
+    clean: Sequence[int],
+    unknown: Mapping[int, UnknownReason],
+    models: Sequence[KnownModel],
+) -> Verdict:
+    """Weights were bad first: an update had made them so, or they were found so."""
+    seen = [_told(evidence, one, models) for one in suspects(evidence).values()]
+    # An update that is known is the reason of what others only found.
+    origins = tuple(sorted(seen, key=lambda one: (one.kind is not Kind.UPDATE, *position(one), one.rank)))
+    first = origins[0]
+    arrived = evidence.earliest.get(first.rank)
+    if first.gradient is None and arrived is not None:
+        first = replace(first, gradient=arrived.gradient)
+        origins = (first, *origins[1:])
+    cause = Cause.UPDATE if first.kind is Kind.UPDATE else Cause.PARAMETER
+    all_at_once = len(origins) > 1 and not (clean or unknown)
+    guesses = likely(
+        Case(
+            cause=cause,
+            first=first,
+            all_at_once=all_at_once,
+            single=_is_single(origins, clean, unknown),
+            judgement=None,
+            flight=_flight_of(evidence, first),
+            tie=len(origins) > 1,
+        )
+    )
+    named = {one.rank for one in origins}
+    others = evidence.contaminated.union(evidence.earliest, evidence.weights, evidence.later) - named
+    contaminated = tuple(sorted(others))
+    return Verdict(
+        cause=cause,
+        first=first,
+        origins=origins,
+        tie=len(origins) > 1,
+        clean_ranks=tuple(clean),
+        unknown_ranks=unknown,
+        contaminated_ranks=contaminated,
+        sentences=(
+            *other_causes.explain_weights(origins, clean, unknown, contaminated, guesses),
+            *sentences.tell_skips(evidence),
+        ),
+        likely=guesses,
+    )
+
+
+def _of_gradients(
+    evidence: Evidence,
+    clean: Sequence[int],
+    unknown: Mapping[int, UnknownReason],
+    models: Sequence[KnownModel],
+) -> Verdict:
     """Some rank's own gradients were bad first."""
     bad = [one for one in evidence.earliest.values() if one.kind is Kind.GRADIENT]
     made = [one for one in bad if (one.rank, one.round) not in evidence.received]
@@ -78,23 +148,29 @@ def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
         # Whoever was first has said that it got it from another: of whom is not known.
         made = bad
     received = sorted({one.rank for one in bad} - {one.rank for one in made})
-    origins = _in_order([_told(evidence, one) for one in made])
+    origins = _in_order([_told(evidence, one, models) for one in made])
     first = origins[0]
-    judgement = judge(evidence.replayed, first)
+    judged = judge(evidence.replayed, evidence.rehearsed, first)
     cause = cause_of(first.phase)
-    alone = len(origins) == 1 and bool(clean or received)
+    tie = len(origins) > 1 and position(origins[1]) == position(first)
+    same_round = all(one.round == evidence.first_round for one in origins)
     guesses = likely(
         Case(
             cause=cause,
             first=first,
-            all_at_once=len(origins) > 1 and not (clean or received),
-            alone=alone,
-            judgement=judgement,
-            flight=next((flown.flight for flown in evidence.flown if flown.rank == first.rank), None),
+            all_at_once=len(origins) > 1 and same_round and not (clean or unknown or received),
+            single=_is_single(origins, clean, unknown) and not received,
+            judgement=judged.judgement,
+            flight=_flight_of(evidence, first),
+            tie=tie,
+            within=bool(first.group) or first.exchanged,
+            finite_on=judged.finite_on,
         )
     )
-    tie = len(origins) > 1 and position(origins[1]) == position(first)
-    contaminated = tuple(sorted(evidence.contaminated))
+    # Weights that are bad afterwards are so by the update.
+    named = {one.rank for one in origins}
+    contaminated = tuple(sorted((evidence.contaminated | evidence.weights.keys()) - named - {*received}))
+    again = _again(evidence, first)
     return Verdict(
         cause=cause,
         first=first,
@@ -107,11 +183,36 @@ def _of_gradients(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
             *sentences.explain(
                 origins, tie, clean, unknown, contaminated, received=received, guesses=guesses
             ),
+            *sentences.tell_again(first, again),
+            *sentences.tell_doubts(first, judged.doubts),
             *sentences.tell_skips(evidence),
         ),
-        judgement=judgement,
+        judgement=judged.judgement,
         likely=guesses,
+        doubts=judged.doubts,
+        again=again,
     )
+
+
+def _is_single(
+    origins: Sequence[Sighting], clean: Sequence[int], unknown: Mapping[int, UnknownReason]
+) -> bool:
+    return len(origins) == 1 and not (clean or unknown)
+
+
+def _flight_of(evidence: Evidence, first: Sighting) -> Flight | None:
+    return next((flown.flight for flown in evidence.flown if flown.rank == first.rank), None)
+
+
+def _again(evidence: Evidence, first: Sighting) -> tuple[Own, ...]:
+    """Later rounds in which the first rank was bad by itself again."""
+    return tuple(
+        one
+        for one in evidence.own
+        if one.rank == first.rank
+        and one.round > first.round
+        and (one.given or (one.root == first.root and one.model_step != first.model_step))
+    )[:_AGAIN]
 
 
 def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:
@@ -128,9 +229,9 @@ def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int
         tie=False,
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
-        contaminated_ranks=tuple(sorted(evidence.contaminated | added)),
+        contaminated_ranks=tuple(sorted(evidence.contaminated.union(added, evidence.weights))),
         sentences=(
-            *sentences.explain_reduction(evidence, clean, unknown, later),
+            *other_causes.explain_reduction(evidence, clean, unknown, later),
             *sentences.tell_skips(evidence),
         ),
     )
@@ -158,7 +259,7 @@ def _of_overflow(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
         sentences=(
-            *sentences.explain_overflow(
+            *other_causes.explain_overflow(
                 _in_order(seen)[0],
                 origins,
                 first_step(evidence),
@@ -181,7 +282,7 @@ def _of_replicas(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
         clean_ranks=tuple(clean),
         unknown_ranks=unknown,
         contaminated_ranks=tuple(sorted(evidence.contaminated)),
-        sentences=sentences.explain_replicas(origins, [*clean, *unknown]),
+        sentences=other_causes.explain_replicas(origins, [*clean, *unknown]),
     )
 
 
@@ -189,8 +290,16 @@ def _in_order(sightings: Iterable[Sighting]) -> tuple[Sighting, ...]:
     return tuple(sorted(sightings, key=lambda sighting: (*position(sighting), sighting.rank)))
 
 
-def _told(evidence: Evidence, sighting: Sighting) -> Sighting:
-    """The sighting with what its replay told."""
+def _told(evidence: Evidence, sighting: Sighting, models: Sequence[KnownModel]) -> Sighting:
+    """The sighting with what its replay told, and the model it is of."""
+    own_models = [one for one in models if one.is_of(sighting.rank)]
+    roots = sorted({one.root for one in own_models if one.module_class})
+    known = next((one for one in own_models if one.root == sighting.root), None)
+    if known is not None:
+        which = None
+        if known.root in roots and len(roots) > 1:
+            which = WhichModel(known.root, known.module_class, roots.index(known.root))
+        sighting = replace(sighting, model=which, group=known.group)
     autopsy = own(evidence.replayed, sighting)
     if autopsy is None:
         return sighting

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.collector import schema
 from gradwatch.collector.books import NO_BOOKS, Books
+from gradwatch.collector.early_warnings import warn_of_growth, warn_of_loss
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
-from gradwatch.collector.sentences import warn_of_growth
+from gradwatch.collector.sentences import tell_before
+from gradwatch.collector.title import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from gradwatch.collector.model import Incident, JobState, Journal, Launch, Sighting, State
+    from gradwatch.collector.observations import BadWeight
 
 
 def jobs(state: State, books: Books = NO_BOOKS) -> list[schema.JobDocument]:
@@ -73,7 +76,8 @@ def job(state: State, name: str, books: Books = NO_BOOKS, newest: int | None = N
         overhead=overhead(ranks),
         incidents=[incident(value, books) for value in known_incidents[left_out:]],
         incidents_left_out=left_out,
-        **_with_warnings(books.of_job(known), known),
+        **_with_warnings(books.of_job(known), state, known),
+        resume=_resume(state, known),
         dropped=dropped(_since(known.dropped, known.dropped_earlier), journals),
         faults=_sum(faults_of(journal) for journal in journals),
         unwatched=[
@@ -116,6 +120,7 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
     verdict = value.verdict
     return schema.IncidentDocument(
         id=value.id,
+        title=title_of(value),
         job=value.attempt.job,
         generation=value.attempt.generation,
         attempt=value.attempt.number,
@@ -132,7 +137,7 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
         unknown_ranks=sorted(verdict.unknown_ranks),
         unknown_reasons={str(rank): reason.value for rank, reason in sorted(verdict.unknown_ranks.items())},
         contaminated_ranks=list(verdict.contaminated_ranks),
-        verdict=list(verdict.sentences),
+        verdict=[*verdict.sentences, *tell_before(verdict)],
         judgement=None if verdict.judgement is None else verdict.judgement.value,
         likely=[
             schema.GuessDocument(kind=guess.kind.value, because=guess.because, remedy=guess.remedy)
@@ -270,12 +275,55 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
         source=None if sighting.operator is None else sighting.operator.source,
         replay=_replay(sighting),
         look=sighting.look,
+        gradient=sighting.gradient,
+        bad_weights=[_bad_weight(one) for one in sighting.bad_weights],
+        loss=_number(sighting.loss),
+        model_step=None if sighting.model is None else sighting.model_step,
+        model=None
+        if sighting.model is None
+        else schema.ModelDocument(
+            root=sighting.model.root,
+            module_class=sighting.model.module_class,
+            ordinal=sighting.model.ordinal,
+        ),
+        group=list(sighting.group) or None,
     )
 
 
-def _with_warnings(document: dict[str, Any], known: JobState) -> dict[str, Any]:
-    told = [warn_of_growth(rank, warning) for rank, warning in known.warnings]
+def _bad_weight(weight: BadWeight) -> schema.BadWeightDocument:
+    return schema.BadWeightDocument(
+        name=weight.parameter,
+        value=None if weight.value is None else weight.value.value,
+        count=weight.count,
+    )
+
+
+def _with_warnings(document: dict[str, Any], state: State, known: JobState) -> dict[str, Any]:
+    told = [
+        *(warn_of_growth(rank, warning) for rank, warning in known.warnings),
+        *(warn_of_loss(rank, warning) for rank, warning in known.bad_losses),
+    ]
+    resume = _resume(state, known)
+    if resume is not None and resume.honoured is False:
+        told.append(
+            f"the job was told to resume from {resume.path} and has not opened it: it started from scratch"
+        )
     return {**document, "warnings": [*document["warnings"], *told]}
+
+
+def _resume(state: State, known: JobState) -> schema.ResumeDocument | None:
+    """Whether the job has gone back to the checkpoint that it was told to, as its ranks say."""
+    said = [one for one in known.resumes if one.run == known.run]
+    if not said:
+        return None
+    newest = max(said, key=lambda one: one.generation)
+    honoured = True if newest.opened else None
+    current = None if known.current is None else state.attempts[known.current]
+    if not newest.opened and current is not None:
+        # One rank may open it for all: nothing follows before all have said so.
+        heard = newest.ranks >= set(range(current.world_size)) or is_over(known, current, state.journals)
+        honoured = False if heard or current.id.generation > newest.generation else None
+    return schema.ResumeDocument(path=newest.path, generation=newest.generation, honoured=honoured)
 
 
 def _replay(sighting: Sighting) -> schema.ReplayDocument | None:

@@ -14,6 +14,7 @@ from gradwatch.collector.model import (
     JobState,
     Journal,
     Move,
+    Rehearsed,
     Replayed,
     Sighting,
     Skips,
@@ -36,6 +37,8 @@ class News:
     skips: set[Skips] = field(default_factory=set)
     replayed: list[Replayed] = field(default_factory=list)
     flown: list[Flown] = field(default_factory=list)
+    rehearsed: list[Rehearsed] = field(default_factory=list)
+    models: bool = False
     ranks: set[int] = field(default_factory=set)
 
 

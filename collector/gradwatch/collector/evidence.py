@@ -14,13 +14,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gradwatch.collector.model import Evidence, Kind, Skips
+from gradwatch.collector.model import Evidence, Kind, Own, Skips
 from gradwatch.collector.observations import Phase, Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from gradwatch.collector.model import Flown, Replayed, Sighting
+    from gradwatch.collector.model import Flown, Rehearsed, Replayed, Sighting
 
 # An incident is over after so many rounds with finite reduced gradients.
 CLEAN_ROUNDS = 10
@@ -31,6 +31,10 @@ _SKIPS = 64
 # Of a thousand ranks that go bad at once a few tell as much as all.
 _REPLAYED = 64
 _FLOWN = 8
+_REHEARSED = 64
+_OWN = 64
+
+_OF_WEIGHTS = (Kind.UPDATE, Kind.WEIGHTS)
 
 _PHASE_ORDER = {phase: place for place, phase in enumerate(Phase)}
 
@@ -81,8 +85,55 @@ def first_step(evidence: Evidence) -> int:
 
 
 def is_local(evidence: Evidence) -> bool:
-    """Whether some rank's own gradients were bad in the first round, or else only the reduced ones."""
-    return any(sighting.round == evidence.first_round for sighting in evidence.earliest.values())
+    """Whether something of the ranks' own was bad in the first round, or else only the reduced gradients."""
+    return is_of_weights(evidence) or any(
+        sighting.round == evidence.first_round for sighting in evidence.earliest.values()
+    )
+
+
+def is_of_weights(evidence: Evidence) -> bool:
+    """Whether it began with weights: nothing else was bad before them, or in their round.
+
+    Bad weights after bad gradients are what the update made of those.
+    """
+    since = min((sighting.round for sighting in evidence.weights.values()), default=None)
+    if since is None:
+        return False
+    reduced = [] if evidence.reduced is None else [evidence.reduced]
+    return not any(
+        # A replica differs by its weights.
+        sighting.round < since or (sighting.round == since and sighting.kind is not Kind.REPLICA)
+        for sighting in (*evidence.earliest.values(), *reduced)
+        if sighting.round < since or not is_explained(sighting)
+    )
+
+
+def is_explained(sighting: Sighting) -> bool:
+    """Whether bad weights explain it, if they were seen before it or in its round."""
+    return sighting.kind is Kind.GRADIENT and sighting.phase is Phase.PARAMETER
+
+
+def suspects(evidence: Evidence) -> Mapping[int, Sighting]:
+    """By rank, what may be where it began; nothing if that is the reduction."""
+    if is_of_weights(evidence):
+        first, weights = evidence.first_round, evidence.weights
+        # Where both are known of a rank, its weights tell more.
+        seen = {**{rank: one for rank, one in evidence.earliest.items() if is_explained(one)}, **weights}
+        return {rank: one for rank, one in seen.items() if one.round == first}
+    return evidence.earliest if is_local(evidence) else {}
+
+
+def stands_for_itself(later: Sighting, first: Sighting) -> bool:
+    """Whether gradients of a later round are shown to be bad by themselves.
+
+    An update makes all weights bad, and what was reduced stays in gradients that are added to.
+    """
+    if later.weights_finite is not True:
+        return False
+    if later.phase is Phase.INPUT:
+        return True
+    known = None not in {later.model_step, first.model_step}
+    return known and later.root == first.root and later.model_step != first.model_step
 
 
 def clusters(sightings: Iterable[Sighting], skips: Sequence[Skips] = ()) -> tuple[Evidence, ...]:
@@ -110,6 +161,10 @@ def merge(one: Evidence, other: Evidence) -> Evidence:
             replayed=_replayed([*one.replayed, *other.replayed]),
             received=one.received | other.received,
             flown=(*one.flown, *other.flown),
+            weights=_earliest([*one.weights.values(), *other.weights.values()]),
+            later=_earliest([*one.later.values(), *other.later.values()]),
+            own=tuple(sorted({*one.own, *other.own})[:_OWN]),
+            rehearsed=_rehearsed([*one.rehearsed, *other.rehearsed]),
             last_step=max(one.last_step, other.last_step),
             skips=max(
                 with_skips((), [skips for skips in (one.skips, other.skips) if skips is not None]),
@@ -194,9 +249,40 @@ def _of(sightings: Sequence[Sighting]) -> Evidence:
     """Evidence from sightings of one round."""
     round_ = sightings[0].round
     last_step = max(sighting.step for sighting in sightings)
-    own = [sighting for sighting in sightings if sighting.kind is not Kind.REDUCED]
     reduced = _first_reduced([sighting for sighting in sightings if sighting.kind is Kind.REDUCED])
-    return Evidence(round_, round_, _earliest(own), last_step=last_step, reduced=reduced)
+    weights = _earliest(sighting for sighting in sightings if sighting.kind in _OF_WEIGHTS)
+    earliest = _earliest(
+        sighting
+        for sighting in sightings
+        if sighting.kind is not Kind.REDUCED and sighting.kind not in _OF_WEIGHTS
+    )
+    return Evidence(
+        round_,
+        round_,
+        earliest,
+        last_step=last_step,
+        reduced=reduced,
+        weights=weights,
+        own=tuple(sorted(_own(earliest.values()))[:_OWN]),
+    )
+
+
+def _own(sightings: Iterable[Sighting]) -> list[Own]:
+    """Those that the weights do not explain."""
+    return [
+        Own(
+            sighting.round,
+            sighting.rank,
+            sighting.step,
+            sighting.root,
+            sighting.model_step,
+            sighting.phase is Phase.INPUT,
+            sighting.batch_hash,
+        )
+        for sighting in sightings
+        if sighting.kind is Kind.GRADIENT and sighting.weights_finite
+        if sighting.root is not None and sighting.model_step is not None
+    ]
 
 
 def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:
@@ -218,6 +304,15 @@ def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:
     )
 
 
+def with_rehearsed(evidence: Evidence, rehearsed: Iterable[Rehearsed]) -> Evidence:
+    """The evidence with those replays of clean passes that speak for replays of its rounds."""
+    first, last = evidence.first_round, evidence.last_round
+    own = [one for one in rehearsed if first <= one.rehearsal.of_round <= last]
+    if not own:
+        return evidence
+    return replace(evidence, rehearsed=_rehearsed([*evidence.rehearsed, *own]))
+
+
 def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
     """The evidence with how it came to its earliest sightings."""
     more = tuple(flown)
@@ -225,7 +320,8 @@ def with_flown(evidence: Evidence, flown: Iterable[Flown]) -> Evidence:
 
 
 def _of_first_round(evidence: Evidence) -> list[Sighting]:
-    seen = [*evidence.earliest.values(), *([] if evidence.reduced is None else [evidence.reduced])]
+    reduced = [] if evidence.reduced is None else [evidence.reduced]
+    seen = [*evidence.earliest.values(), *evidence.weights.values(), *reduced]
     return [sighting for sighting in seen if sighting.round == evidence.first_round]
 
 
@@ -239,13 +335,21 @@ def _replayed(replayed: Iterable[Replayed]) -> tuple[Replayed, ...]:
     return tuple(sorted(set(replayed), key=_order_of_replay)[:_REPLAYED])
 
 
+def _rehearsed(rehearsed: Iterable[Rehearsed]) -> tuple[Rehearsed, ...]:
+    """The first few, in order."""
+    return tuple(
+        sorted(set(rehearsed), key=lambda one: (one.rehearsal.of_round, one.rank, one.rehearsal.round))
+    )[:_REHEARSED]
+
+
 def _order_of_replay(one: Replayed) -> tuple[int, ...]:
     return (one.autopsy.round, one.autopsy.of_rank, one.by_rank, one.autopsy.root)
 
 
 def _with_first_flown(evidence: Evidence) -> Evidence:
     """The evidence with those of its flights that are of its first sightings, in logical order."""
-    seen = evidence.earliest
+    # Who is contaminated today may stand for itself once more is known.
+    seen = {**evidence.later, **evidence.earliest}
 
     def order(one: Flown) -> tuple[float, ...]:
         got = (one.rank, one.flight.round) in evidence.received
@@ -265,23 +369,39 @@ def _earliest(sightings: Iterable[Sighting]) -> dict[int, Sighting]:
 
 
 def _sorted_out(evidence: Evidence) -> Evidence:
-    """Set those aside that were first bad after an update was applied: their step is higher.
+    """Set those aside that were finite in the first round, and then bad by what was reduced.
 
-    They can never become origins again: the first round only ever gets earlier, and what was
-    skipped before a sighting is known with it.
+    Where the steps of models are not told, that is who was first bad after an update was applied: the step
+    is higher. They can never become origins again: the first round only ever gets earlier, and what was
+    skipped before a sighting is known with it. Where the steps are told, a rank may stand for itself:
+    whether it does depends on what was first, and so all are kept.
     """
     first = first_step(evidence)
     # Updates up to this one were not applied.
-    spared = first - 1
+    skipped_to = None
     if evidence.skips is not None and evidence.skips.first_step <= first:
-        spared = max(spared, evidence.skips.last_step)
-    suspects = {
-        rank: sighting
-        for rank, sighting in evidence.earliest.items()
-        if sighting.round == evidence.first_round or sighting.step <= spared + 1
+        skipped_to = evidence.skips.last_step
+    spared = first - 1 if skipped_to is None else max(first - 1, skipped_to)
+    beginning = min(_of_first_round(evidence), key=lambda one: (*position(one), one.rank))
+
+    def is_suspect(sighting: Sighting) -> bool:
+        if sighting.round == evidence.first_round:
+            return True
+        if sighting.model_step is None:
+            return sighting.step <= spared + 1
+        # Of its own step it is not known yet whether that is skipped.
+        after_skips = skipped_to is not None and first < sighting.step <= skipped_to + 1
+        return after_skips or stands_for_itself(sighting, beginning)
+
+    seen = _earliest([*evidence.later.values(), *evidence.earliest.values()])
+    kept = {rank: sighting for rank, sighting in seen.items() if is_suspect(sighting)}
+    later = {
+        rank: sighting if sighting.weights_finite else replace(sighting, bad_weights=(), loss_note="")
+        for rank, sighting in seen.items()
+        if rank not in kept and sighting.model_step is not None
     }
-    contaminated = evidence.contaminated.union(evidence.earliest).difference(suspects)
-    return _with_first_flown(replace(evidence, earliest=suspects, contaminated=contaminated))
+    contaminated = (evidence.contaminated | seen.keys()) - kept.keys()
+    return _with_first_flown(replace(evidence, earliest=kept, later=later, contaminated=contaminated))
 
 
 def _known(value: int | None) -> float:

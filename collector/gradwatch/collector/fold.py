@@ -7,7 +7,7 @@ highest that has arrived.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector import told
@@ -22,6 +22,8 @@ from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, s
 from gradwatch.collector.settle import settle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from gradwatch.collector.model import Changes, FoldConfig, Journal, RankState, State
 
 _Opening: TypeAlias = (
@@ -33,6 +35,19 @@ _Opening: TypeAlias = (
     | obs.CheckpointRoot
 )
 _OPENINGS = get_args(_Opening)
+# What is told beside a rank's own bad gradients, and who takes it in.
+_TOLD: Mapping[type, Callable[[Draft, RankState, Any], None]] = {
+    obs.Reduced: told.see_reduced,
+    obs.OptimizerState: told.see_overflow,
+    obs.BadWeights: told.see_weights,
+    obs.Exploding: told.see_growth,
+    obs.BadLoss: told.see_loss,
+    obs.Flight: told.see_flight,
+    obs.Autopsy: told.see_autopsy,
+    obs.Rehearsal: told.see_rehearsal,
+    obs.Resumed: told.see_resumed,
+    obs.ModelSeen: told.see_model,
+}
 # Of one run; a job with more processes than this has made its point.
 MAX_UNWATCHED = 1024
 
@@ -124,20 +139,10 @@ def _absorb_told(draft: Draft, rank: RankState, body: obs.Body, seq: int) -> Non
     """Take in what a rank tells beside its own bad gradients."""
     if isinstance(body, obs.Skipped):
         draft.news[rank.attempt].skips.add(Skips(body.round, body.step, body.round, body.step))
-    elif isinstance(body, obs.Reduced):
-        told.see_reduced(draft, rank, body)
-    elif isinstance(body, obs.OptimizerState):
-        told.see_overflow(draft, rank, body)
-    elif isinstance(body, obs.Exploding):
-        told.see_growth(draft, rank, body)
-    elif isinstance(body, obs.Flight):
-        told.see_flight(draft, rank, body)
-    elif isinstance(body, obs.Autopsy):
-        told.see_autopsy(draft, rank, body)
-    elif isinstance(body, obs.ModelSeen):
-        told.see_parameters(draft, rank, body)
     elif isinstance(body, obs.Checksum):
         told.see_checksum(draft, rank, body, seq)
+    elif type(body) in _TOLD:
+        _TOLD[type(body)](draft, rank, body)
 
 
 def _absorb_opening(draft: Draft, journal: Journal, body: _Opening) -> Journal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,9 +25,18 @@ if TYPE_CHECKING:
 _GROWTH = 100.0
 # A value above this part of the dtype's maximum has no room left.
 _NEAR_MAXIMUM = 1e-2
-# A learning rate that has become so many times as large.
-_RAISED = 1.5
-_FIRST_STEPS = 5
+# A learning rate that has become so many times as large, where all ranks are bad; and in one process, where
+# nothing else speaks against the batch.
+_RAISED, _RAISED_FAR = 1.5, 10.0
+# No optimizer learns at such a rate.
+_NO_RATE = 1e3
+# A loss that has grown so, from no less than the smallest that counts; and one next to which an infinity
+# is no wonder.
+_LOSS_GROWTH, _SMALLEST_LOSS = 1e6, 1e-3
+_HUGE_LOSS = 1e15
+# Other ranks that repeat the pass and do not agree: with them at least three know it.
+_OTHERS = 2
+_NODE = re.compile(r"([A-Z]\w*?)Backward\d*")
 # A scale that sinks so many times in a row is not trying out the range any more.
 _HALVED = 10
 # Below it a rank does not excuse an overflow.
@@ -51,7 +61,21 @@ _DOMAIN = {
 }
 # These overflow as well. By name, the input that has its edge at zero: the divisor, or the base. Backward
 # passes divide: that of sqrt by the root, that of log and of norms by their input.
-_EDGE_AT_ZERO = {"div": 1, "true_divide": 1, "pow": 0, "norm": 0, "linalg_vector_norm": 0}
+_EDGE_AT_ZERO = {
+    "div": 1,
+    "true_divide": 1,
+    "divide": 1,
+    "remainder": 1,
+    "fmod": 1,
+    "xlogy": 1,
+    "pow": 0,
+    "norm": 0,
+    "linalg_vector_norm": 0,
+    "hypot": 0,
+    "atan2": 0,
+    "lgamma": 0,
+    "digamma": 0,
+}
 _EXPONENTIAL = {"exp", "exp2", "expm1", "sinh", "cosh", "softplus"}
 _NORMALISING = {
     "_softmax",
@@ -76,37 +100,42 @@ class Case:
 
     Attributes:
         all_at_once: every rank was bad in the first round.
-        alone: only the first was, and that is known of the others.
+        single: there is one rank only.
+        tie: several ranks share the first position.
+        within: the model's parts exchange tensors, so that what enters one is no batch.
+        finite_on: other ranks that have repeated the pass, and to whom it gave finite gradients.
         flight: of the first rank.
     """
 
     cause: Cause | None
     first: Sighting
     all_at_once: bool
-    alone: bool
     judgement: Judgement | None
     flight: Flight | None
+    single: bool = False
+    tie: bool = False
+    within: bool = False
+    finite_on: tuple[int, ...] = ()
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether no rank is known that was not bad."""
+        return self.single or self.all_at_once
 
 
 def likely(case: Case) -> tuple[Guess, ...]:
     """The guesses that there is evidence for, the likeliest first; one that says so if there is none."""
-    rules = (
-        _data,
-        _device,
-        _collapse,
-        _domain,
-        _saturation,
-        _hyperparameters,
-        _precision,
-        _growth,
-        _beginning,
-    )
-    guesses = [guess for rule in rules if (guess := rule(case)) is not None]
-    return tuple(guesses) or (_unknown(case),)
+    guesses = [guess for rule in _RULES if (guess := rule(case)) is not None]
+    kinds = {guess.kind for guess in guesses}
+    if kinds & _EXPLAINED:
+        # What the data or an operator explains is no device's, nor the first weights'.
+        guesses = [guess for guess in guesses if guess.kind not in _UNEXPLAINED]
+    unique = {guess.kind: guess for guess in reversed(guesses)}
+    return tuple(guess for guess in guesses if unique[guess.kind] is guess) or (_unknown(case),)
 
 
 def _data(case: Case) -> Guess | None:
-    if case.cause is not Cause.INPUT:
+    if case.cause is not Cause.INPUT or case.within:
         return None
     samples = "" if case.first.batch is None else f" (tagged {case.first.batch:.80})"
     return Guess(
@@ -116,30 +145,65 @@ def _data(case: Case) -> Guess | None:
     )
 
 
-def _device(case: Case) -> Guess | None:
+def _started_so(case: Case) -> Guess | None:
+    """Weights that no update had touched."""
     first = case.first
+    initial = first.update is not None and first.update.initial
+    begun = first.step if first.model_step is None else first.model_step
+    if case.cause is not Cause.PARAMETER or not (initial or begun == 0):
+        return None
+    return Guess(
+        LikelyKind.INITIALISATION,
+        "the weights were not finite before the first update: as they were initialised, or loaded",
+        f"Check how {first.parameter or 'each of them'} is given its first values.",
+    )
+
+
+def _device(case: Case) -> Guess | None:
+    """Proof only: the pass was repeated, and came out otherwise."""
+    first = case.first
+    if case.tie or case.cause not in _ARISEN:
+        return None
     where = f"{first.device_id or first.device} of node {first.node}"
-    if case.judgement is Judgement.ONLY_THERE:
+    if case.judgement is Judgement.ONLY_THERE and len(case.finite_on) >= _OTHERS:
         return Guess(
             LikelyKind.DEVICE,
-            f"replayed on rank {first.rank} it went bad again, and on another rank it did not",
-            f"Unless that process has code, buffers or libraries of its own, take {where} out of the job and "
-            "test its memory and arithmetic.",
+            f"replayed on rank {first.rank} it went bad again, and {len(case.finite_on)} other ranks, given "
+            "the same inputs and weights, repeated the pass and stayed finite",
+            f"Take {where} out of the job and test its memory and arithmetic.",
         )
     if case.judgement is Judgement.TRANSIENT:
         return Guess(
             LikelyKind.DEVICE,
-            "replayed with the same weights, inputs and random numbers it stayed finite, so it was no fault "
-            "of the data or the code",
+            "replayed with the same weights, inputs and random numbers it stayed finite, and all else came "
+            "out equal to the bit, so it was no fault of the data or the code",
             f"Watch whether {where} does it again; if it does, take it out.",
         )
-    if case.cause is Cause.PARAMETER and case.alone:
-        return Guess(
-            LikelyKind.DEVICE,
-            f"all ranks have the same weights, and only those of rank {first.rank} were bad",
-            f"Test the memory of {where}, and go back to a good checkpoint.",
-        )
     return None
+
+
+def _explosion(case: Case) -> Guess | None:
+    """A learning rate that cannot be meant, or a loss next to the end of the range."""
+    if not case.everywhere or case.flight is None:
+        return None
+    before = [step for step in case.flight.steps if step.round < case.flight.round]
+    rates = [step.learning_rate for step in before if step.learning_rate is not None]
+    if rates and rates[-1] >= _NO_RATE:
+        return Guess(
+            LikelyKind.HYPERPARAMETERS,
+            f"the learning rate had come to {rates[-1]:.3g}",
+            "Lower the learning rate, or look at the schedule that made it so large.",
+        )
+    losses = _losses(case.flight)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite or abs(finite[-1]) < _HUGE_LOSS:
+        return None
+    then = "" if math.isfinite(losses[-1]) else f", and was {losses[-1]:.3g} then".replace("nan", "NaN")
+    return Guess(
+        LikelyKind.EXPLODING_GRADIENTS,
+        f"the loss had grown to {finite[-1]:.3g}{then}",
+        "Clip the gradients, or lower the learning rate.",
+    )
 
 
 def _collapse(case: Case) -> Guess | None:
@@ -190,9 +254,13 @@ def _saturation(case: Case) -> Guess | None:
     operator, name = _operator(case)
     if operator is None:
         return None
-    if name.removesuffix("_data").removesuffix("_backward") in _NORMALISING:
-        masked = any(one.nonfinite for one in operator.inputs)
-        flat = any(one.min is not None and one.min == one.max for one in operator.inputs)
+    tensors = [one for one in operator.inputs if not one.is_number]
+    forward = name.removesuffix("_data").removesuffix("_backward")
+    if forward in _NORMALISING:
+        masked = any(one.nonfinite for one in tensors)
+        # Beside what is normalised there are a scale, a shift and, on the way back, the gradient.
+        place = 0 if forward == name else 1
+        flat = any(one.min is not None and one.min == one.max for one in tensors[place : place + 1])
         if not (masked or flat):
             return None
         why = "was given rows that are masked as a whole" if masked else "had no spread left to normalise by"
@@ -203,7 +271,7 @@ def _saturation(case: Case) -> Guess | None:
         )
         return Guess(LikelyKind.SATURATION, f"{operator.name} {why}", remedy)
     if name in _EXPONENTIAL:
-        top = max((one.max for one in operator.inputs if one.max is not None), default=None)
+        top = max((one.max for one in tensors if one.max is not None), default=None)
         got = "" if top is None else f" of {top:.3g}"
         return Guess(
             LikelyKind.SATURATION,
@@ -216,15 +284,29 @@ def _saturation(case: Case) -> Guess | None:
 def _hyperparameters(case: Case) -> Guess | None:
     steps = _finite_steps(case)
     rates = [step.learning_rate for step in steps if step.learning_rate is not None]
-    if not case.all_at_once or len(rates) < 2:  # noqa: PLR2004 - a change needs two
+    if not case.everywhere or len(rates) < 2:  # noqa: PLR2004 - a change needs two
         return None
-    lowest = min(rates)
-    if lowest <= 0 or rates[-1] < lowest * _RAISED:
+    lowest, raised = min(rates), _RAISED if case.all_at_once else _RAISED_FAR
+    if lowest <= 0 or rates[-1] < lowest * raised:
         return None
+    who = "all ranks went bad at once" if case.all_at_once else "it went bad"
     return Guess(
         LikelyKind.HYPERPARAMETERS,
-        f"all ranks went bad at once after the learning rate had gone from {lowest:.3g} to {rates[-1]:.3g}",
+        f"{who} after the learning rate had gone from {lowest:.3g} to {rates[-1]:.3g}",
         "Lower the learning rate, or warm it up more slowly.",
+    )
+
+
+def _loss_growth(case: Case) -> Guess | None:
+    if not case.everywhere or case.flight is None:
+        return None
+    finite = [abs(loss) for loss in _losses(case.flight) if math.isfinite(loss)]
+    if not finite or finite[-1] < _LOSS_GROWTH * max(min(finite), _SMALLEST_LOSS):
+        return None
+    return Guess(
+        LikelyKind.EXPLODING_GRADIENTS,
+        f"the loss had grown from {min(finite):.3g} to {finite[-1]:.3g} within {len(finite)} steps",
+        "Clip the gradients, or lower the learning rate.",
     )
 
 
@@ -258,15 +340,37 @@ def _growth(case: Case) -> Guess | None:
 
 
 def _beginning(case: Case) -> Guess | None:
-    if case.first.step >= _FIRST_STEPS or case.cause not in {Cause.FORWARD, Cause.LOSS, Cause.BACKWARD}:
-        return None
-    if not case.all_at_once:
+    first = case.first
+    begun = first.step if first.model_step is None else first.model_step
+    if begun > 0 or case.cause not in {Cause.FORWARD, Cause.LOSS, Cause.BACKWARD} or not case.all_at_once:
         return None
     return Guess(
         LikelyKind.INITIALISATION,
-        f"all ranks went bad at step {case.first.step}, before anything was learned",
+        f"all ranks went bad at step {first.step}, before anything was learned",
         "Check how the weights are initialised and the inputs are scaled.",
     )
+
+
+# The likeliest first.
+_RULES = (
+    _started_so,
+    _data,
+    _device,
+    _collapse,
+    _explosion,
+    _domain,
+    _saturation,
+    _hyperparameters,
+    _precision,
+    _growth,
+    _loss_growth,
+    _beginning,
+)
+_ARISEN = {None, Cause.FORWARD, Cause.LOSS, Cause.BACKWARD}
+# It was there before any operator ran: an operator only spread it.
+_BEFORE = {Cause.INPUT, Cause.PARAMETER, Cause.UPDATE}
+_EXPLAINED = {LikelyKind.BAD_DATA, LikelyKind.DOMAIN, LikelyKind.SATURATION}
+_UNEXPLAINED = {LikelyKind.DEVICE, LikelyKind.INITIALISATION}
 
 
 def _unknown(case: Case) -> Guess:
@@ -279,9 +383,15 @@ def _unknown(case: Case) -> Guess:
     if case.judgement is Judgement.REPEATED_THERE:
         return Guess(
             LikelyKind.UNKNOWN,
-            "replayed on that rank it went bad again, and no other rank of its host has tried, so a fault of "
-            "its device cannot be excluded",
-            "Run that batch through the model by itself, on another device.",
+            "replayed on that rank it went bad again, and no other rank is known to have repeated the pass, "
+            "so what differs in that process cannot be excluded",
+            "Run that batch through the model by itself, elsewhere.",
+        )
+    if case.judgement is Judgement.ONLY_THERE and not case.tie:
+        return Guess(
+            LikelyKind.UNKNOWN,
+            "replayed, it went bad again only on that rank: its hardware, or what differs in that process",
+            "Run that batch through the model by itself, there and elsewhere.",
         )
     return Guess(LikelyKind.UNKNOWN, "there is no evidence for any one cause", "")
 
@@ -289,11 +399,19 @@ def _unknown(case: Case) -> Guess:
 def _operator(case: Case) -> tuple[Operator | None, str]:
     """The operator in which it began, and its bare name."""
     operator = case.first.operator
-    if operator is None or operator.name is None:
+    if operator is None or operator.name is None or case.cause in _BEFORE:
         return None, ""
     parts = operator.name.split(".")
     bare = parts[1] if len(parts) > 1 else parts[0]
+    node = _NODE.fullmatch(bare)
+    if node is not None:
+        # As the autograd graph calls it: LogSoftmaxBackward0.
+        bare = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node[1]).lower()
     return operator, bare.rstrip("_")
+
+
+def _losses(flight: Flight) -> list[float]:
+    return [step.loss for step in flight.steps if step.loss is not None]
 
 
 def _finite_steps(case: Case) -> Sequence[FlightStep]:

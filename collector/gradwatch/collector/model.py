@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from gradwatch.collector.observations import (
     Autopsy,
+    BadLoss,
+    BadWeight,
     Body,
     Checksum,
     DropReason,
@@ -20,7 +22,9 @@ from gradwatch.collector.observations import (
     OperatorInput,
     Phase,
     Progress,
+    Rehearsal,
     Unwatched,
+    UpdateEvidence,
     Value,
 )
 
@@ -33,6 +37,7 @@ class Cause(str, enum.Enum):
     FORWARD = "forward"
     LOSS = "loss"
     BACKWARD = "backward"
+    UPDATE = "update"
     REDUCTION = "reduction"
     LOSS_SCALE = "loss_scale"
     OPTIMIZER_STATE = "optimizer_state"
@@ -150,6 +155,8 @@ class Kind(str, enum.Enum):
     REDUCED = "reduced"  # after the reduction, its own having been finite
     OVERFLOW = "overflow"  # finite, and too large for the optimizer's second moment
     REPLICA = "replica"  # parameters that are not those of the other replicas
+    UPDATE = "update"  # an update of which it is shown that it makes weights bad
+    WEIGHTS = "weights"  # weights that were found bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +202,87 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """What is known of an update that made weights bad, or after which they were found so.
+
+    Attributes:
+        evidence: what shows that the update makes them so; None when they were only found bad.
+        optimizer: its class.
+        gradient: the first that was bad at the optimizer's entry; None when none was.
+        initial: the weights were bad when the model was wrapped.
+    """
+
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
+
+    evidence: UpdateEvidence | None
+    optimizer: str
+    eps: float | None
+    learning_rate: float | None
+    gradient: str | None
+    gradients_total: int
+    initial: bool
+
+
+class KnownModel(NamedTuple):
+    """A model that an attempt trains.
+
+    Attributes:
+        root: its ordinal in its process.
+        module_class: "" when no module is known.
+        group: global ranks of its process group; empty when that is the whole world.
+    """
+
+    root: int
+    module_class: str
+    group_size: int
+    group: tuple[int, ...] = ()
+
+    def is_of(self, rank: int) -> bool:
+        """Whether the rank has it."""
+        return not self.group or rank in self.group
+
+
+@dataclass(frozen=True, slots=True)
+class WhichModel:
+    """One of several models.
+
+    Attributes:
+        ordinal: among those with a module, from 0.
+    """
+
+    root: int
+    module_class: str
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """One rank's non-finite gradient, the earliest in backward order of what was reported together.
 
     Attributes:
+        parameter: whose gradient it is; in the phase `parameter`, whose weight is bad.
         look: which look found it.
         kind: what was seen, if it is no gradient of the rank's own.
         operator: in which it originates, once the micro-batch has been replayed.
         alike_at: of a replica, the step at which it was still like the others.
+        root: of the model; None when it is not known.
+        model_step: update attempts of that model so far; those of one round are one.
+        weights_finite: of all watched models of the process, looked at before the update.
+        bad_weights: in the order of the model.
+        finite_step: the newest step before which this model's weights were seen finite.
+        loss: of the newest backward pass on the rank, before it was scaled.
+        loss_note: a sentence on how the loss made them bad.
+        exchanged: the process has sent tensors to single ranks, or all to all.
+        batch_hash: of the inputs of the bad pass; "" when not taken.
+        gradient: the parameter whose gradient arrived first; None when no gradient was seen.
+        update: of bad weights.
+        model: which one, where there are several.
+        group: ranks of the model's process group, when that is not the whole world.
     """
+
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
 
     rank: int
     node: str
@@ -228,6 +307,20 @@ class Sighting:
     overflow: Overflow | None = None
     operator: Operator | None = None
     alike_at: int | None = None
+    root: int | None = None
+    model_step: int | None = None
+    weights_finite: bool | None = None
+    bad_weights: tuple[BadWeight, ...] = ()
+    bad_weights_total: int = 0
+    finite_step: int | None = None
+    loss: float | None = None
+    loss_note: str = ""
+    exchanged: bool = False
+    batch_hash: str = ""
+    gradient: str | None = None
+    update: Update | None = None
+    model: WhichModel | None = None
+    group: tuple[int, ...] = ()
 
 
 class Replayed(NamedTuple):
@@ -235,6 +328,13 @@ class Replayed(NamedTuple):
 
     by_rank: int
     autopsy: Autopsy
+
+
+class Rehearsed(NamedTuple):
+    """What became of a clean pass that a rank has replayed."""
+
+    rank: int
+    rehearsal: Rehearsal
 
 
 class Flown(NamedTuple):
@@ -255,6 +355,22 @@ class Checked(NamedTuple):
     seq: int
     checksum: Checksum
     logged: bool = False
+
+
+class Own(NamedTuple):
+    """A round in which a rank's own gradients were bad while all its weights were finite.
+
+    Attributes:
+        given: what entered the model was bad.
+    """
+
+    round: int
+    rank: int
+    step: int
+    root: int
+    model_step: int
+    given: bool
+    batch_hash: str
 
 
 class Skips(NamedTuple):
@@ -284,6 +400,10 @@ class Evidence:
         replayed: replays of micro-batches of these rounds, but for those of `received`.
         received: rank and round, where a collective of the forward pass had brought it in from another rank.
         flown: how it came to the earliest sightings.
+        weights: by rank, its earliest sighting of bad weights.
+        later: by rank, the earliest sightings of the contaminated, where the steps of models are told.
+        own: the first rounds in which ranks were bad by themselves.
+        rehearsed: replays of clean passes, that speak for replays of these rounds.
     """
 
     first_round: int
@@ -296,15 +416,20 @@ class Evidence:
     replayed: tuple[Replayed, ...] = ()
     received: frozenset[tuple[int, int]] = frozenset()
     flown: tuple[Flown, ...] = ()
+    weights: Mapping[int, Sighting] = field(default_factory=dict)
+    later: Mapping[int, Sighting] = field(default_factory=dict)
+    own: tuple[Own, ...] = ()
+    rehearsed: tuple[Rehearsed, ...] = ()
 
 
 class Judgement(str, enum.Enum):
-    """What replaying the first rank's micro-batch says of its device."""
+    """What replaying the first rank's micro-batch says of where the fault is."""
 
     DETERMINISTIC = "deterministic"  # it went bad on another rank too: data or software
-    ONLY_THERE = "only_there"  # it went bad again on that rank, and not on another: suspect device
-    REPEATED_THERE = "repeated_there"  # it went bad again on that rank; no other one has tried
-    TRANSIENT = "transient"  # nowhere again
+    ONLY_THERE = "only_there"  # it went bad again on that rank; another repeated the pass, and it did not
+    REPEATED_THERE = "repeated_there"  # it went bad again on that rank; no other one has repeated the pass
+    TRANSIENT = "transient"  # nowhere again, though the pass was repeated
+    NOT_REPRODUCED = "not_reproduced"  # not again, and the pass is not shown to have been repeated
 
 
 class LikelyKind(str, enum.Enum):
@@ -341,6 +466,9 @@ class Verdict:
 
     Attributes:
         likely: the likeliest first; empty while it is suspected only.
+        doubts: why a replay is not shown to have repeated the pass.
+        again: rounds of the incident in which its first rank was bad by itself again.
+        before: steps of the attempt's incidents before this one with the same first rank.
     """
 
     cause: Cause | None
@@ -353,6 +481,9 @@ class Verdict:
     sentences: tuple[str, ...]
     judgement: Judgement | None = None
     likely: tuple[Guess, ...] = ()
+    doubts: tuple[str, ...] = ()
+    again: tuple[Own, ...] = ()
+    before: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +519,8 @@ class Attempt:
         alike_at: by model, the step at which all replicas were last alike.
         diverged: models of which some replica differs.
         growths: first and last step of each stretch in which gradients grew far beyond what they usually are.
+        bad_losses: first and last step of each stretch in which a loss was bad, and no gradient.
+        models: in order; of one that several groups hold, one for each.
     """
 
     id: AttemptId
@@ -407,6 +540,23 @@ class Attempt:
     alike_at: Mapping[str, int] = field(default_factory=dict)
     diverged: frozenset[int] = frozenset()
     growths: tuple[tuple[int, int], ...] = ()
+    bad_losses: tuple[tuple[int, int], ...] = ()
+    models: tuple[KnownModel, ...] = ()
+
+
+class Resume(NamedTuple):
+    """What ranks say of the checkpoint that they were told to go back to.
+
+    Attributes:
+        opened: some rank has opened it.
+        ranks: those that have not.
+    """
+
+    generation: int
+    run: int
+    path: str
+    opened: bool
+    ranks: frozenset[int]
 
 
 class CommandState(str, enum.Enum):
@@ -467,7 +617,9 @@ class JobState:
         dropped_earlier: what of `dropped` was counted before this run.
         incidents_confirmed: by cause, counted when an incident is confirmed.
         warned: by kind, how many warnings there were.
-        warnings: the newest, one of each stretch, with the rank that gave it.
+        warnings: the newest of gradients that grow, one of each stretch, with the rank that gave it.
+        bad_losses: likewise, of losses that are not finite where gradients are.
+        resumes: the newest of each generation that was told to go back to a checkpoint.
     """
 
     name: str
@@ -485,6 +637,8 @@ class JobState:
     incidents_confirmed: Mapping[str, int] = field(default_factory=dict)
     warned: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[tuple[int, Exploding], ...] = ()
+    bad_losses: tuple[tuple[int, BadLoss], ...] = ()
+    resumes: tuple[Resume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

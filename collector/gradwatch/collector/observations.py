@@ -26,6 +26,7 @@ class Phase(str, enum.Enum):
     FORWARD = "forward"
     LOSS = "loss"
     BACKWARD = "backward"
+    UPDATE = "update"  # of the weights, by the optimizer
 
 
 class DropReason(str, enum.Enum):
@@ -78,7 +79,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class ModelSeen:
-    """A model was wrapped."""
+    """A model was wrapped.
+
+    Attributes:
+        group: global ranks of its process group; empty when that is the whole world.
+    """
 
     root: int
     module_class: str
@@ -86,6 +91,7 @@ class ModelSeen:
     group_size: int
     parameter_count: int
     parameters: tuple[Parameter, ...]
+    group: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +109,33 @@ class BadGradient:
 
 
 @dataclass(frozen=True, slots=True)
+class BadWeight:
+    """The weight of one parameter that holds non-finite elements."""
+
+    parameter: str
+    value: Value | None
+    count: int | None
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
 class NonFinite:
     """Non-finite local gradients in one bucket, seen before its reduction.
 
     Attributes:
         loss_scale_overflow: a GradScaler at work, which skips the update by itself: no fault.
+        model_step: update attempts of this model so far, from 0; those of one round are one.
+        weights_finite: of all watched models of the process, looked at before the update.
+        bad_weights: in the order of the model.
+        weights_finite_step: the newest step before which this model's weights were seen finite.
+        loss: of the newest backward pass on this rank, before it was scaled.
+        exchanged: the process has sent tensors to single ranks, or all to all.
+        batch_hash: of the inputs of the bad pass; "" when not taken.
+        loss_note: a sentence on how the loss made them bad; "" when there is none.
     """
+
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
 
     root: int
     round: int
@@ -121,6 +148,72 @@ class NonFinite:
     batch: str | None
     source: str
     loss_scale_overflow: bool = False
+    model_step: int | None = None
+    weights_finite: bool | None = None
+    bad_weights: tuple[BadWeight, ...] = ()
+    bad_weights_total: int = 0
+    weights_finite_step: int | None = None
+    loss: float | None = None
+    exchanged: bool = False
+    batch_hash: str = ""
+    loss_note: str = ""
+
+
+class UpdateEvidence(str, enum.Enum):
+    """What shows that an update made weights bad."""
+
+    GRADIENTS = "gradients"  # finite after the reduction, bad when the optimizer took them
+    STATE = "state"  # the optimizer's state is bad
+    EPSILON = "epsilon"  # a second moment of 0, and an eps that is 0 in that dtype
+
+
+@dataclass(frozen=True, slots=True)
+class BadWeights:
+    """Weights are bad, or are about to be made so by an update. Said once, until they are finite again.
+
+    Attributes:
+        round: the newest that was reduced.
+        step: of the update, or the one before which they were looked at.
+        weights: in the order of the model.
+        evidence: what shows that the update makes them so; None when they were only found bad.
+        gradients: bad at the optimizer's entry.
+        optimizer: its class.
+        finite_step: the newest before which they were seen finite.
+        initial: they were so when the model was wrapped.
+    """
+
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
+
+    root: int
+    round: int
+    step: int
+    model_step: int | None
+    weights: tuple[BadWeight, ...]
+    weights_total: int
+    evidence: UpdateEvidence | None
+    gradients: tuple[BadGradient, ...]
+    gradients_total: int
+    optimizer: str
+    eps: float | None
+    learning_rate: float | None
+    finite_step: int | None
+    batch: str | None
+    initial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BadLoss:
+    """A warning: a loss that is not finite, of a round whose local gradients all are."""
+
+    # A NaN is stored as one: JSON's null would be read as "not known".
+    __pydantic_config__ = {"ser_json_inf_nan": "strings"}  # noqa: RUF012 - pydantic's own name
+
+    root: int
+    round: int
+    step: int
+    loss: float
+    batch: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +349,11 @@ class OperatorInput:
     max: float | None
     nonfinite: int
 
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a constant such as an epsilon, and has no range."""
+        return self.dtype in {"float", "int"} and not self.shape
+
 
 @dataclass(frozen=True, slots=True)
 class Autopsy:
@@ -274,6 +372,9 @@ class Autopsy:
         missing: sentences that say what is not known, and why.
         seconds: that the training waited.
         nbytes: that were kept for it.
+        faithful: whether the replay is shown to have repeated the pass; None when nothing was finite to
+            compare, and a `Rehearsal` decides.
+        doubts: why it is not shown, in phrases.
     """
 
     root: int
@@ -294,6 +395,35 @@ class Autopsy:
     missing: tuple[str, ...]
     seconds: float
     nbytes: int
+    faithful: bool | None = None
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A clean pass of the same model was replayed once after a bad one.
+
+    Attributes:
+        round: of the clean pass.
+        of_round: of the bad pass whose replay it speaks for.
+        equal: it came out equal to the bit.
+        doubts: why it did not, in phrases.
+    """
+
+    root: int
+    round: int
+    step: int
+    of_round: int
+    equal: bool
+    doubts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Before a rank's first update: whether it has opened what the job was told to go back to."""
+
+    path: str
+    opened: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,6 +710,10 @@ Body: TypeAlias = (
     | Flight
     | Autopsy
     | Checksum
+    | BadWeights
+    | BadLoss
+    | Rehearsal
+    | Resumed
 )
 
 
@@ -607,10 +741,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a process has come; everything in it only ever grows, `step` and `magnitude` aside.
+    """How far a process has come; all in it only ever grows, but for `step`, `magnitude` and the weights.
 
     Attributes:
         magnitude: the largest of the newest round's local gradients; None when not known or not finite.
+        weights_finite: of all watched models, when they were last looked at; None before.
+        weights_step: before which update that was.
     """
 
     incarnation: str
@@ -627,6 +763,8 @@ class Progress:
     dropped: Mapping[str, int] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)
     magnitude: float | None = None
+    weights_finite: bool | None = None
+    weights_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -663,5 +801,9 @@ KINDS: Mapping[str, type] = {
     "flight": Flight,
     "autopsy": Autopsy,
     "checksum": Checksum,
+    "weights": BadWeights,
+    "loss": BadLoss,
+    "rehearsal": Rehearsal,
+    "resumed": Resumed,
     "progress": Progress,
 }

@@ -1,8 +1,8 @@
-"""What replays of bad micro-batches say: the operator that was first, and whether it is the device. Pure."""
+"""What replays of bad micro-batches say: the operator that was first, and where the fault is. Pure."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gradwatch.collector.model import Judgement, Operator
 from gradwatch.collector.observations import Replay
@@ -10,8 +10,8 @@ from gradwatch.collector.observations import Replay
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gradwatch.collector.model import Replayed, Sighting
-    from gradwatch.collector.observations import Autopsy
+    from gradwatch.collector.model import Rehearsed, Replayed, Sighting
+    from gradwatch.collector.observations import Autopsy, Rehearsal
 
 
 def own(replayed: Iterable[Replayed], sighting: Sighting) -> Autopsy | None:
@@ -41,16 +41,66 @@ def operator_of(autopsy: Autopsy | None) -> Operator | None:
     )
 
 
-def judge(replayed: Iterable[Replayed], sighting: Sighting) -> Judgement | None:
-    """What follows from where the micro-batch went bad again; None when it was not replayed at all."""
+class Judged(NamedTuple):
+    """What follows from where a micro-batch went bad again.
+
+    Attributes:
+        judgement: None when it was not replayed at all.
+        doubts: why its rank's replay is not shown to have repeated the pass.
+        finite_on: other ranks that have repeated the pass, and to whom it gave finite gradients.
+    """
+
+    judgement: Judgement | None
+    doubts: tuple[str, ...] = ()
+    finite_on: tuple[int, ...] = ()
+
+
+def judge(replayed: Iterable[Replayed], rehearsed: Iterable[Rehearsed], sighting: Sighting) -> Judged:
+    """What follows from where the micro-batch went bad again.
+
+    That it went bad in the same places is proof by itself. That it did not says something only if the replay
+    is shown to have repeated the pass.
+    """
     known = [one for one in replayed if _is_of(one, sighting)]
-    here = {one.autopsy.replay for one in known if one.by_rank == sighting.rank}
-    elsewhere = {one.autopsy.replay for one in known if one.by_rank != sighting.rank}
-    if Replay.REPRODUCED in elsewhere:
-        return Judgement.DETERMINISTIC
-    if Replay.REPRODUCED in here:
-        return Judgement.ONLY_THERE if Replay.FINITE in elsewhere else Judgement.REPEATED_THERE
-    return Judgement.TRANSIENT if Replay.FINITE in here else None
+    here = [one.autopsy for one in known if one.by_rank == sighting.rank]
+    elsewhere = [one for one in known if one.by_rank != sighting.rank]
+    if any(one.autopsy.replay is Replay.REPRODUCED for one in elsewhere):
+        return Judged(Judgement.DETERMINISTIC)
+    finite_on = {
+        one.by_rank for one in elsewhere if one.autopsy.replay is Replay.FINITE and one.autopsy.faithful
+    }
+    if any(one.replay is Replay.REPRODUCED for one in here):
+        judgement = Judgement.ONLY_THERE if finite_on else Judgement.REPEATED_THERE
+        return Judged(judgement, finite_on=tuple(sorted(finite_on)))
+    finite = [one for one in here if one.replay is Replay.FINITE]
+    if not finite:
+        return Judged(None)
+    rehearsals = [
+        one.rehearsal
+        for one in rehearsed
+        if (one.rank, one.rehearsal.of_round) == (sighting.rank, sighting.round)
+        and sighting.root in {None, one.rehearsal.root}
+    ]
+    doubts = [doubt for one in finite for doubt in _doubts(one, rehearsals)]
+    if not doubts:
+        return Judged(Judgement.TRANSIENT, finite_on=tuple(sorted(finite_on)))
+    return Judged(Judgement.NOT_REPRODUCED, tuple(dict.fromkeys(doubts)))
+
+
+def _doubts(autopsy: Autopsy, rehearsals: list[Rehearsal]) -> list[str]:
+    """Why a replay is not shown to have repeated the pass; empty when it is."""
+    if autopsy.faithful:
+        return []
+    if autopsy.faithful is not None:
+        return [*autopsy.doubts] or ["what was finite in that pass did not come out equal"]
+    if not rehearsals:
+        return [*autopsy.doubts, "nothing was finite to compare, and no clean pass has been replayed"]
+    unequal = [one for one in rehearsals if not one.equal]
+    if not unequal:
+        return []
+    return [doubt for one in unequal for doubt in one.doubts] or [
+        "a clean pass of the same model did not come out equal either"
+    ]
 
 
 def _is_of(one: Replayed, sighting: Sighting) -> bool:

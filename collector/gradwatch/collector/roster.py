@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.attribution import standing
-from gradwatch.collector.evidence import is_local
+from gradwatch.collector.evidence import suspects
 from gradwatch.collector.model import UnknownReason
 from gradwatch.collector.progress import has_all_records
 from gradwatch.collector.runs import launches_ended
@@ -65,7 +65,7 @@ class Roster:
         """
         clean: list[int] = []
         unknown: dict[int, UnknownReason] = {}
-        bad = evidence.earliest if is_local(evidence) else {}
+        bad = suspects(evidence)
         for rank in range(self._attempt.world_size):
             if rank in bad:
                 continue

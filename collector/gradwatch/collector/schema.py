@@ -61,6 +61,22 @@ class FlightDocument(Document):
     dtype: str
 
 
+class BadWeightDocument(Document):
+    """A parameter whose weight is not finite."""
+
+    name: str
+    value: Literal["nan", "+inf", "-inf"] | None
+    count: int | None = Field(description="Elements that are not finite.")
+
+
+class ModelDocument(Document):
+    """One of several models that a job trains."""
+
+    root: int = Field(description="Its ordinal in its process.")
+    module_class: str
+    ordinal: int = Field(description="Among the models with a module, from 0.")
+
+
 class OriginDocument(Document):
     """One rank's first non-finite gradient."""
 
@@ -71,8 +87,8 @@ class OriginDocument(Document):
     step: int
     round: int
     microbatch: int | None
-    phase: Literal["input", "parameter", "forward", "loss", "backward"] | None
-    parameter: str | None
+    phase: Literal["input", "parameter", "forward", "loss", "backward", "update"] | None
+    parameter: str | None = Field(description="Whose weight is bad in phase parameter; else, whose gradient.")
     module: str | None
     module_class: str | None
     value: Literal["nan", "+inf", "-inf"] | None
@@ -86,12 +102,19 @@ class OriginDocument(Document):
     source: str | None = Field(description="File and line of the user's code that called the operator.")
     replay: ReplayDocument | None
     look: str = Field(description="Which look found it.")
+    gradient: str | None = Field(description="The parameter whose gradient arrived first.")
+    bad_weights: list[BadWeightDocument] = Field(description="In the order of the model, at most 16.")
+    loss: float | str | None = Field(description="On that rank, before it was scaled.")
+    model_step: int | None = Field(description="Updates of that model so far, where there are several.")
+    model: ModelDocument | None = Field(description="Which one, where there are several.")
+    group: list[int] | None = Field(description="Ranks of its process group, when that is not the world.")
 
 
 class IncidentDocument(Document):
     """A stretch of rounds with non-finite gradients, and who was first."""
 
     id: str
+    title: str = Field(description="What happened and where, in one line; more exact as more is known.")
     job: str
     generation: int
     attempt: int
@@ -109,7 +132,7 @@ class IncidentDocument(Document):
     unknown_reasons: dict[str, str] = Field(description="By unknown rank, why.")
     contaminated_ranks: list[int] = Field(description="Ranks that were first bad after an update.")
     verdict: list[str] = Field(description="The same, in sentences.")
-    judgement: str | None = Field(description="What replays say of the first rank's device.")
+    judgement: str | None = Field(description="What replays say of where the fault is.")
     likely: list[GuessDocument] = Field(description="What is likely to be behind it, the likeliest first.")
     flight: FlightDocument | None
     opened_at: datetime
@@ -138,6 +161,14 @@ class CheckpointDocument(Document):
 
     path: str
     step: int
+
+
+class ResumeDocument(Document):
+    """What the ranks of a job say of the checkpoint that they were told to go back to."""
+
+    path: str
+    generation: int
+    honoured: bool | None = Field(description="Whether a rank has opened it; null while that may come.")
 
 
 class RecoveryDocument(Document):
@@ -207,6 +238,7 @@ class JobDocument(Document):
     policy: PolicyDocument | None
     last_good_checkpoint: CheckpointDocument | None
     recovery: RecoveryDocument | None
+    resume: ResumeDocument | None
     halted: str | None = Field(description="Why policy stopped this run for good.")
     warnings: list[str]
     dropped: dict[str, int]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Evidence,
         Incident,
         JobState,
+        KnownModel,
         Replayed,
         Skips,
         Verdict,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # Replays may arrive before what they are of: another rank's journal has them.
 _REPLAYED = 16
+# Steps of earlier incidents that a verdict names.
+_BEFORE = 16
 
 
 def settle(draft: Draft, job_name: str) -> None:
@@ -46,8 +49,9 @@ def settle(draft: Draft, job_name: str) -> None:
             continue
         news = news or News()
         evidence = _place(draft, attempt_id, news)
-        _revise(draft, attempt_id, evidence, news.ranks)
+        _revise(draft, attempt_id, evidence, news)
         _advance(draft, attempt_id)
+        _compare(draft, attempt_id)
 
 
 def following(attempt: Attempt, evidence: Evidence) -> int | None:
@@ -69,7 +73,8 @@ def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidenc
     """
     attempt = draft.attempts[attempt_id]
     evidence = {id_: draft.incidents[id_].evidence for id_ in attempt.incidents}
-    if not (news.sightings or news.stretches or news.skips or news.replayed or news.flown):
+    told = (news.sightings, news.stretches, news.skips, news.replayed, news.flown, news.rehearsed)
+    if not any(told):
         return evidence
     skips = ev.with_skips(attempt.skips, news.skips)
     new_skips = [run for run in skips if run not in attempt.skips]
@@ -97,7 +102,8 @@ def _place(draft: Draft, attempt_id: AttemptId, news: News) -> dict[str, Evidenc
 
 
 def _with_told(evidence: Evidence, replayed: Sequence[Replayed], news: News) -> Evidence:
-    return ev.with_flown(ev.with_replayed(evidence, replayed), news.flown)
+    known = ev.with_rehearsed(ev.with_replayed(evidence, replayed), news.rehearsed)
+    return ev.with_flown(known, news.flown)
 
 
 def _distribute(
@@ -120,17 +126,33 @@ def _distribute(
 # ---------------------------------------------------------------- verdicts
 
 
-def _revise(draft: Draft, attempt_id: AttemptId, evidence: dict[str, Evidence], heard: set[int]) -> None:
+def _revise(draft: Draft, attempt_id: AttemptId, evidence: dict[str, Evidence], news: News) -> None:
     """Attribute again where something changed that a verdict rests on."""
-    attempt = draft.attempts[attempt_id]
+    attempt, heard = draft.attempts[attempt_id], news.ranks
     roster = Roster(draft, draft.jobs[attempt_id.job], attempt)
     for id_, now_known in evidence.items():
         incident = draft.incidents[id_]
-        if now_known == incident.evidence and not _matters(roster, incident, heard):
+        same = now_known == incident.evidence and not news.models
+        if same and not _matters(roster, incident, heard):
             continue
-        verdict = _verdict(roster, now_known, incident, heard)
+        verdict = _verdict(roster, now_known, incident, heard, attempt.models)
+        verdict = replace(verdict, before=incident.verdict.before)
         if now_known != incident.evidence or verdict != incident.verdict:
             draft.incidents[id_] = inc.revise(incident, now_known, verdict)
+
+
+def _compare(draft: Draft, attempt_id: AttemptId) -> None:
+    """Tell each incident at which steps its first rank had been first before, in the attempt."""
+    steps: dict[int, list[int]] = {}
+    for id_ in draft.attempts[attempt_id].incidents:
+        incident = draft.incidents[id_]
+        first = incident.verdict.first
+        before = () if first is None or incident.verdict.tie else tuple(steps.get(first.rank, ())[:_BEFORE])
+        if before != incident.verdict.before:
+            verdict = replace(incident.verdict, before=before)
+            draft.incidents[id_] = inc.revise(incident, incident.evidence, verdict)
+        if first is not None and not incident.verdict.tie:
+            steps.setdefault(first.rank, []).append(ev.first_step(incident.evidence))
 
 
 def _matters(roster: Roster, incident: Incident, heard: set[int]) -> bool:
@@ -147,25 +169,31 @@ def _matters(roster: Roster, incident: Incident, heard: set[int]) -> bool:
     )
 
 
-def _verdict(roster: Roster, evidence: Evidence, incident: Incident, heard: set[int]) -> Verdict:
+def _verdict(
+    roster: Roster,
+    evidence: Evidence,
+    incident: Incident,
+    heard: set[int],
+    models: tuple[KnownModel, ...],
+) -> Verdict:
     verdict = incident.verdict
     if incident.status is Status.SUSPECTED:
-        return attribute(evidence, *roster.sorted_out(evidence, incident.opened_at))
+        return attribute(evidence, *roster.sorted_out(evidence, incident.opened_at), models)
     if _same_question(evidence, incident.evidence) and heard.isdisjoint(verdict.unknown_ranks):
-        return attribute(evidence, verdict.clean_ranks, verdict.unknown_ranks)
+        return attribute(evidence, verdict.clean_ranks, verdict.unknown_ranks, models)
     clean, unknown = roster.sorted_out(evidence, incident.opened_at)
     # Once it is confirmed nothing is waited for any more.
     for rank, reason in unknown.items():
         if reason is UnknownReason.WAITING:
             unknown[rank] = verdict.unknown_ranks.get(rank, UnknownReason.SILENT)
-    return attribute(evidence, clean, unknown)
+    return attribute(evidence, clean, unknown, models)
 
 
 def _same_question(one: Evidence, other: Evidence) -> bool:
     """Whether the same ranks are to be sorted out, as seen from the same round."""
     return (
         one.first_round == other.first_round
-        and one.earliest.keys() == other.earliest.keys()
+        and ev.suspects(one).keys() == ev.suspects(other).keys()
         and ev.is_local(one) == ev.is_local(other)
     )
 
@@ -197,13 +225,14 @@ def _advance(draft: Draft, attempt_id: AttemptId) -> None:
 def _may_say_more(draft: Draft, job: JobState, attempt: Attempt, incident: Incident) -> bool:
     """Whether a rank that was bad has not passed the round: it may be replaying its micro-batch."""
     evidence = incident.evidence
-    bad = [rank for rank, seen in evidence.earliest.items() if seen.round == evidence.first_round]
+    bad = [rank for rank, seen in ev.suspects(evidence).items() if seen.round == evidence.first_round]
     return Roster(draft, job, attempt).is_waited_for(bad, evidence.first_round, incident.opened_at)
 
 
 def _open(draft: Draft, job: JobState, attempt: Attempt) -> None:
     evidence, *rest = attempt.pending
-    verdict = attribute(evidence, *Roster(draft, job, attempt).sorted_out(evidence, draft.now))
+    sorted_out = Roster(draft, job, attempt).sorted_out(evidence, draft.now)
+    verdict = attribute(evidence, *sorted_out, attempt.models)
     incident = inc.open_incident(attempt, evidence, verdict, draft.now)
     draft.attempts[attempt.id] = replace(
         attempt, pending=tuple(rest), incidents=(*attempt.incidents, incident.id)
@@ -238,7 +267,11 @@ def _close_reason(draft: Draft, job: JobState, attempt: Attempt, incident: Incid
         return None if waiting else CloseReason.CLEAN_ROUNDS
     last_round = max(evidence.last_round, attempt.last_bad_round or 0)
     if attempt.reduced_round > last_round + ev.CLEAN_ROUNDS:
-        return CloseReason.CLEAN_ROUNDS
+        # Of weights that are bad again no reduced gradient tells: all ranks are heard.
+        waiting = bool(evidence.weights) and Roster(draft, job, attempt).is_waited_for(
+            range(attempt.world_size), last_round + ev.CLEAN_ROUNDS, incident.opened_at
+        )
+        return None if waiting else CloseReason.CLEAN_ROUNDS
     # After skipped updates one clean update attempt is enough, once it is over.
     clean = last_round == evidence.last_round and attempt.reduced_round > last_round + 1
     skipped = ev.is_over_before(evidence, attempt.reduced_round, attempt.step)

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gradwatch.collector import observations as obs
 from gradwatch.collector.draft import counted
-from gradwatch.collector.model import Cause, Checked, Event, Flown, Kind, Overflow, Replayed, Sighting, Status
+from gradwatch.collector.model import (
+    Cause,
+    Checked,
+    Event,
+    Flown,
+    Kind,
+    KnownModel,
+    Overflow,
+    Rehearsed,
+    Replayed,
+    Resume,
+    Sighting,
+    Status,
+    Update,
+)
+from gradwatch.collector.progress import of_weight
 from gradwatch.collector.replicas import differing, odd_ones
 
 if TYPE_CHECKING:
-    from gradwatch.collector import observations as obs
     from gradwatch.collector.draft import Draft
     from gradwatch.collector.model import AttemptId, RankState
 
-EXPLODING = "exploding"
+EXPLODING, LOSS = "exploding", "loss"
 # Of a job's warnings. The newest tell most.
 _WARNINGS = 8
 # Warnings that have fewer steps between them are of one stretch, whichever rank gave them.
 _STRETCH_STEPS = 10
 # Of an attempt; what comes after is counted only.
 _STRETCHES = 8
+# Generations, and models of one attempt, of which something is remembered.
+_RESUMES, _MODELS = 4, 256
+_CLASS = 512
 # Rounds whose checksums are waited for.
 _CHECKED_ROUNDS = 4
 
@@ -68,20 +87,107 @@ def see_overflow(draft: Draft, rank: RankState, body: obs.OptimizerState) -> Non
     )
 
 
+def see_weights(draft: Draft, rank: RankState, body: obs.BadWeights) -> None:
+    """Weights are bad, or an update is about to make them so."""
+    kind = Kind.WEIGHTS if body.evidence is None else Kind.UPDATE
+    gradient = next(iter(body.gradients), None)
+    sighting = replace(
+        _sighting(rank, kind, body.step, body.round),
+        phase=obs.Phase.PARAMETER if body.evidence is None else obs.Phase.UPDATE,
+        parameter=None if gradient is None else gradient.parameter,
+        module=None if gradient is None else gradient.module,
+        module_class=None if gradient is None else gradient.module_class,
+        value=None if gradient is None else gradient.value,
+        count=None if gradient is None else gradient.count,
+        numel=None if gradient is None else gradient.numel,
+        dtype=None if gradient is None else gradient.dtype,
+        gradients_total=body.gradients_total,
+        batch=body.batch,
+        root=body.root,
+        model_step=body.model_step,
+        weights_finite=not body.weights,
+        bad_weights=body.weights,
+        bad_weights_total=max(body.weights_total, len(body.weights)),
+        finite_step=body.finite_step,
+        update=Update(
+            evidence=body.evidence,
+            optimizer=body.optimizer,
+            eps=body.eps,
+            learning_rate=body.learning_rate,
+            gradient=None if gradient is None else gradient.parameter,
+            gradients_total=max(body.gradients_total, len(body.gradients)),
+            initial=body.initial,
+        ),
+    )
+    if body.weights:
+        sighting = of_weight(sighting, body.weights[0], body.gradients)
+    draft.news[rank.attempt].sightings.append(sighting)
+
+
 def see_growth(draft: Draft, rank: RankState, body: obs.Exploding) -> None:
     """A gradient grows far beyond what it usually is; the first that says so of a stretch is told."""
     job, attempt = draft.jobs[rank.attempt.job], draft.attempts[rank.attempt]
-    warnings, growths = job.warnings, list(attempt.growths)
-    for place, (first, last) in enumerate(growths):
-        if first - _STRETCH_STEPS < body.step < last + _STRETCH_STEPS:
-            growths[place] = (min(first, body.step), max(last, body.step))
-            break
-    else:
-        if len(growths) < _STRETCHES:
-            growths.append((body.step, body.step))
-            warnings = (*warnings, (rank.hello.rank, body))[-_WARNINGS:]
+    growths, warnings = _with_step(attempt.growths, body.step), job.warnings
+    if len(growths) > len(attempt.growths):
+        warnings = (*warnings, (rank.hello.rank, body))[-_WARNINGS:]
     draft.jobs[job.name] = replace(job, warned=counted(job.warned, EXPLODING), warnings=warnings)
-    draft.attempts[attempt.id] = replace(attempt, growths=tuple(growths))
+    draft.attempts[attempt.id] = replace(attempt, growths=growths)
+
+
+def see_loss(draft: Draft, rank: RankState, body: obs.BadLoss) -> None:
+    """A loss is not finite, and all gradients are; the first that says so of a stretch is told."""
+    if math.isfinite(body.loss):
+        return
+    job, attempt = draft.jobs[rank.attempt.job], draft.attempts[rank.attempt]
+    stretches, bad_losses = _with_step(attempt.bad_losses, body.step), job.bad_losses
+    if len(stretches) > len(attempt.bad_losses):
+        bad_losses = (*bad_losses, (rank.hello.rank, body))[-_WARNINGS:]
+    draft.jobs[job.name] = replace(job, warned=counted(job.warned, LOSS), bad_losses=bad_losses)
+    draft.attempts[attempt.id] = replace(attempt, bad_losses=stretches)
+
+
+def _with_step(stretches: tuple[tuple[int, int], ...], step: int) -> tuple[tuple[int, int], ...]:
+    """The stretches with a step: one of them is longer, or there is one more, unless there are too many."""
+    known = list(stretches)
+    for place, (first, last) in enumerate(known):
+        if first - _STRETCH_STEPS < step < last + _STRETCH_STEPS:
+            known[place] = (min(first, step), max(last, step))
+            return tuple(known)
+    return stretches if len(known) >= _STRETCHES else (*stretches, (step, step))
+
+
+def see_rehearsal(draft: Draft, rank: RankState, body: obs.Rehearsal) -> None:
+    """A clean pass has been replayed, after a bad one of the same rank."""
+    draft.news[rank.attempt].rehearsed.append(Rehearsed(rank.hello.rank, body))
+
+
+def see_resumed(draft: Draft, rank: RankState, body: obs.Resumed) -> None:
+    """A rank says whether it has opened what the job was told to go back to."""
+    job = draft.jobs[rank.attempt.job]
+    attempt = draft.attempts[rank.attempt]
+    place = (attempt.run, rank.attempt.generation)
+    known = {(one.run, one.generation): one for one in job.resumes}
+    before = known.get(place, Resume(place[1], place[0], body.path, opened=False, ranks=frozenset()))
+    known[place] = Resume(
+        generation=before.generation,
+        run=before.run,
+        path=max(before.path, body.path),
+        opened=before.opened or body.opened,
+        ranks=before.ranks if body.opened else before.ranks | {rank.hello.rank},
+    )
+    newest = tuple(known[key] for key in sorted(known)[-_RESUMES:])
+    draft.jobs[job.name] = replace(job, resumes=newest)
+
+
+def see_model(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
+    """A model is known by its class and its group; all ranks of the group tell the same."""
+    _see_parameters(draft, rank, body)
+    attempt = draft.attempts[rank.attempt]
+    model = KnownModel(body.root, body.module_class[:_CLASS], body.group_size, body.group)
+    if model not in attempt.models:
+        models = tuple(sorted({*attempt.models, model})[:_MODELS])
+        draft.attempts[attempt.id] = replace(attempt, models=models)
+        draft.news[attempt.id].models = True
 
 
 def see_flight(draft: Draft, rank: RankState, body: obs.Flight) -> None:
@@ -94,7 +200,7 @@ def see_autopsy(draft: Draft, rank: RankState, body: obs.Autopsy) -> None:
     draft.news[rank.attempt].replayed.append(Replayed(rank.hello.rank, body))
 
 
-def see_parameters(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
+def _see_parameters(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
     """The names of a model's parameters, by which a replica's is named. Rank 0 tells them."""
     if body.parameters:
         for known in draft.parameters:

@@ -16,7 +16,7 @@ from gradwatch.collector.recovery.orders import Order, Task, Verb
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _PHASES: Mapping[int, obs.Phase] = {
     pb.PHASE_FORWARD: obs.Phase.FORWARD,
     pb.PHASE_LOSS: obs.Phase.LOSS,
     pb.PHASE_BACKWARD: obs.Phase.BACKWARD,
+    pb.PHASE_UPDATE: obs.Phase.UPDATE,
 }
 _COMPLETENESS: Mapping[int, obs.Completeness] = {
     pb.COMPLETENESS_COMPLETE: obs.Completeness.COMPLETE,
@@ -56,7 +57,20 @@ _REPLAYS: Mapping[int, obs.Replay] = {
     pb.REPLAY_RECEIVED: obs.Replay.RECEIVED,
     pb.REPLAY_NOT_DONE: obs.Replay.NOT_DONE,
 }
+_UPDATES: Mapping[int, obs.UpdateEvidence] = {
+    pb.UPDATE_EVIDENCE_GRADIENTS: obs.UpdateEvidence.GRADIENTS,
+    pb.UPDATE_EVIDENCE_STATE: obs.UpdateEvidence.STATE,
+    pb.UPDATE_EVIDENCE_EPSILON: obs.UpdateEvidence.EPSILON,
+}
 _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
+
+
+# A probe keeps to these by itself; one gone wild must not fill the store.
+_NAME = 512
+_NOTE = 500
+_PATH = 4096
+_LISTED = 16
+_GROUP = 65_536
 
 
 class _MalformedError(Exception):
@@ -160,6 +174,7 @@ def _model(message: pb.Model) -> obs.ModelSeen:
             )
             for parameter in message.parameters
         ),
+        group=tuple(sorted({rank for rank in message.group[:_GROUP] if rank >= 0})),
     )
 
 
@@ -177,7 +192,84 @@ def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
         batch=_known(message, "batch"),
         source=message.source,
         loss_scale_overflow=message.loss_scale_overflow,
+        model_step=_ordinal(message, "model_step"),
+        weights_finite=_known(message, "weights_finite"),
+        bad_weights=_weights(message.bad_weights, drops),
+        bad_weights_total=max(message.bad_weights_total, 0),
+        weights_finite_step=_ordinal(message, "weights_finite_step"),
+        loss=_known(message, "loss"),
+        exchanged=message.exchanged,
+        batch_hash=message.batch_hash[:_NAME],
+        loss_note=message.loss_note[:_NOTE],
     )
+
+
+def _bad_weights(message: pb.BadWeights, drops: list[DropReason]) -> obs.BadWeights:
+    # Before the first reduction there is no newest round.
+    _check(message.round >= -1 and message.step >= 0, "round or step is negative")
+    evidence = None
+    if message.evidence != pb.UPDATE_EVIDENCE_UNSPECIFIED:
+        evidence = _UPDATES.get(message.evidence)
+        if evidence is None:
+            drops.append(DropReason.UNKNOWN_ENUM)
+    return obs.BadWeights(
+        root=message.root,
+        round=max(message.round, 0),
+        step=message.step,
+        model_step=_ordinal(message, "model_step"),
+        weights=_weights(message.weights, drops),
+        weights_total=max(message.weights_total, 0),
+        evidence=evidence,
+        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients[:_LISTED]),
+        gradients_total=max(message.gradients_total, 0),
+        optimizer=message.optimizer[:_NAME],
+        eps=_known(message, "eps"),
+        learning_rate=_known(message, "learning_rate"),
+        finite_step=_ordinal(message, "finite_step"),
+        batch=_known(message, "batch"),
+        initial=message.initial,
+    )
+
+
+def _weights(messages: Sequence[pb.BadWeight], drops: list[DropReason]) -> tuple[obs.BadWeight, ...]:
+    return tuple(
+        obs.BadWeight(
+            parameter=message.parameter[:_NAME],
+            value=_enum(message, "value", _VALUES, drops),
+            count=_ordinal(message, "count"),
+            numel=max(message.numel, 0),
+        )
+        for message in messages[:_LISTED]
+    )
+
+
+def _bad_loss(message: pb.BadLoss) -> obs.BadLoss:
+    _check_time(message)
+    return obs.BadLoss(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        loss=message.loss,
+        batch=_known(message, "batch"),
+    )
+
+
+def _rehearsal(message: pb.Rehearsal) -> obs.Rehearsal:
+    _check_time(message)
+    _check(message.of_round >= 0, "the round that it speaks for is negative")
+    return obs.Rehearsal(
+        root=message.root,
+        round=message.round,
+        step=message.step,
+        of_round=message.of_round,
+        equal=message.equal,
+        doubts=_notes(message.doubts),
+    )
+
+
+def _resumed(message: pb.Resumed) -> obs.Resumed:
+    _check(bool(message.path), "it names no path")
+    return obs.Resumed(path=message.path[:_PATH], opened=message.opened)
 
 
 def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradient:
@@ -301,6 +393,8 @@ def _autopsy(message: pb.Autopsy, drops: list[DropReason]) -> obs.Autopsy:
         missing=tuple(message.missing),
         seconds=_finite(message.seconds),
         nbytes=message.nbytes,
+        faithful=_known(message, "faithful"),
+        doubts=_notes(message.doubts),
     )
 
 
@@ -475,6 +569,9 @@ _READERS: Mapping[str, Callable[[Any], obs.Body]] = {
     "exploding": _exploding,
     "flight": _flight,
     "checksum": _checksum,
+    "loss": _bad_loss,
+    "rehearsal": _rehearsal,
+    "resumed": _resumed,
 }
 # Of these a value may be of no use, and the record still be.
 _READERS_OF_PARTS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
@@ -482,6 +579,7 @@ _READERS_OF_PARTS: Mapping[str, Callable[[Any, list[DropReason]], obs.Body]] = {
     "checkpoint_scanned": _checkpoint_scanned,
     "reduced": _reduced,
     "autopsy": _autopsy,
+    "weights": _bad_weights,
 }
 
 
@@ -504,6 +602,8 @@ def _progress(message: pb.Progress) -> obs.Progress:
         dropped={reason: count for reason, count in message.dropped.items() if count > 0},
         faults={part: count for part, count in message.faults.items() if count > 0},
         magnitude=_magnitude(message),
+        weights_finite=_known(message, "weights_finite"),
+        weights_step=_ordinal(message, "weights_step"),
     )
 
 
@@ -518,6 +618,16 @@ def _magnitude(message: pb.Progress) -> float | None:
 def _known(message: Any, field: str) -> Any:
     """An optional field's value; None when it is absent."""
     return getattr(message, field) if message.HasField(field) else None
+
+
+def _ordinal(message: Any, field: str) -> int | None:
+    """An optional count from 0 on; None when it is absent, or none."""
+    number: int | None = _known(message, field)
+    return None if number is None or number < 0 else number
+
+
+def _notes(notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(note[:_NOTE] for note in notes[:_LISTED])
 
 
 def _enum(message: Any, field: str, meanings: Mapping[int, Any], drops: list[DropReason]) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from gradwatch.collector.observations import GuardOff, Phase, Skipped, Value
+from gradwatch.collector.observations import GuardOff, Phase, Skipped, UpdateEvidence, Value
 from gradwatch.collector.policy.decision import Verdict
 from tests.collector.history import gradient, nonfinite
-from tests.collector.policy.story import BURST, ONE, Story, policy
+from tests.collector.policy.story import BURST, HEAD, ONE, Story, policy
+from tests.collector.test_causes import bad_weights
 
 INPUT = {"phase": Phase.INPUT}
 BAD = gradient("layers.3.weight", value=Value.NEGATIVE_INFINITY)
@@ -178,3 +180,36 @@ def test_incidents_that_are_ignored_do_not_count():
     story.bad(0, rank=1, **scaled).bad(20, rank=1, **scaled).bad(40, rank=1)
     assert [one.rule for one in story.decisions] == ["amp", "amp"]
     assert story.ask().looked[1].why == "count is 1"
+
+
+# ---------------------------------------------------------------- weights that an update made bad
+
+# A rule's condition, and whether it matches an update's incident, and one of weights that were found bad.
+OF_WEIGHTS = [
+    ("cause: parameter", True, True),
+    ("cause: [loss, parameter]", True, True),
+    ("cause: update", True, False),
+    ("phase: parameter", True, True),
+    ("phase: update", True, False),
+    ("cause: parameter, phase: update", True, False),
+    ("cause: loss", False, False),
+]
+
+
+def with_weights(text: str, evidence: UpdateEvidence | None) -> Story:
+    story = Story(policy(text)).start()
+    for rank in range(2):
+        story.say(rank, bad_weights(7, evidence))
+    return story.passed(30)
+
+
+@pytest.mark.parametrize(("match", "of_update", "found"), OF_WEIGHTS)
+def test_a_policy_of_before_means_updates_too(match: str, of_update: bool, found: bool):
+    for evidence, matches in ((UpdateEvidence.EPSILON, of_update), (None, found)):
+        assert with_weights(ONE % match, evidence).decision.rule == ("it" if matches else "else")
+
+
+@pytest.mark.parametrize("evidence", [None, *UpdateEvidence])
+def test_the_example_policy_rolls_back_from_bad_weights(evidence: UpdateEvidence | None):
+    text = (Path(__file__).parents[3] / "examples/policy.yaml").read_text().replace(HEAD, "")
+    assert with_weights(text, evidence).decision.rule == "poisoned-weights"

@@ -26,6 +26,7 @@ class JobView:
         policy_hash: of the policy that the collector goes by; None when it has none, or does not say.
         policy_problems: why the newest text of the policy file is not in force.
         threats: what threatens the way back, in sentences.
+        resume: what the ranks say of the checkpoint that they were told to go back to, as in the JSON API.
     """
 
     generations: int = 1
@@ -42,11 +43,20 @@ class JobView:
     policy_hash: str | None = None
     policy_problems: tuple[str, ...] = ()
     threats: tuple[str, ...] = ()
+    resume: dict[str, Any] | None = None
 
     @property
     def complete(self) -> bool:
         """Whether every rank is watched."""
         return self.world_size is not None and self.watched >= self.world_size
+
+    def has_resumed(self, generation: int) -> bool | None:
+        """Whether the ranks of that generation have opened their checkpoint; None when that is not known."""
+        said = self.resume
+        if said is None or said.get("generation") != generation:
+            return None
+        honoured = said.get("honoured")
+        return honoured if isinstance(honoured, bool) else None
 
 
 def parse(data: bytes) -> JobView | None:
@@ -72,6 +82,11 @@ def parse(data: bytes) -> JobView | None:
             policy_hash=policy.get("hash"),
             policy_problems=tuple(map(str, policy.get("problems") or ())),
             threats=tuple(map(str, document.get("warnings") or ())),
+            resume=_dict(document.get("resume")),
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _dict(value: Any) -> dict[str, Any] | None:
+    return dict(value) if isinstance(value, dict) else None

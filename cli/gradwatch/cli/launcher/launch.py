@@ -213,13 +213,13 @@ class _Run:
     def _resumed(self, view: JobView | None) -> dict[str, Any] | None:
         if self._commanded:
             return report.resumed_by_controller(view)
-        return None if self._performer is None else self._performer.resume_document()
+        return None if self._performer is None else self._performer.resume_document(view)
 
     def _finish(self, ending: Ending, covered: watch.Coverage) -> int:
         config, console = self._config, self._console
         view = None if self._attention is None else self._attention.view
         if self._performer is not None:
-            self._performer.warn_if_not_honoured()
+            self._performer.warn_if_not_honoured(view)
         for text in covered.warnings:
             console.warn(text)
         if ending.ended_by not in {EndedBy.NOT_FOUND, EndedBy.NOT_EXECUTABLE}:

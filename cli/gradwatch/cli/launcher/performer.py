@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradwatch.cli.launcher.attention import Attention
     from gradwatch.cli.launcher.config import RunConfig
     from gradwatch.cli.launcher.console import Console
+    from gradwatch.cli.launcher.job_view import JobView
     from gradwatch.cli.launcher.lifecycle import Facts, Life
     from gradwatch.cli.launcher.processes import Processes
     from gradwatch.cli.launcher.spools import RunSpool
@@ -114,8 +115,12 @@ class Performer:
         elif act is Act.END:
             self._say_end(life)
 
-    def resume_document(self) -> dict[str, object] | None:
-        """What the report says of the newest resume; None when there was nothing to resume."""
+    def resume_document(self, view: JobView | None = None) -> dict[str, object] | None:
+        """What the report says of the newest resume; None when there was nothing to resume.
+
+        Args:
+            view: the job as the collector sees it.
+        """
         order = self.resumed
         if order is None:
             return None
@@ -123,21 +128,30 @@ class Performer:
             "path": order.resume_path,
             "step": order.resume_step,
             "generation": order.generation,
-            "honoured": self._honoured(order),
+            "honoured": self._honoured(order, view),
         }
 
-    def warn_if_not_honoured(self) -> None:
-        """Say so when the command was told what to resume and cannot have read it."""
+    def warn_if_not_honoured(self, view: JobView | None = None) -> None:
+        """Say so when the command was told what to resume and cannot have read it.
+
+        Args:
+            view: the job as the collector sees it: what its ranks say of it is among its warnings.
+        """
         order = self.resumed
-        if order is not None and self._honoured(order) is False:
+        if order is None or (view is not None and view.has_resumed(order.generation) is False):
+            return
+        if self._honoured(order, view) is False:
             self._console.warn(
                 "not honoured: the command was told (GRADWATCH_RESUME_PATH) to resume from "
                 f"{order.resume_path}, and nobody on this host opened it; read the variable, or put "
                 f"{resume.MARK} into the command"
             )
 
-    def _honoured(self, order: Order) -> bool | None:
+    def _honoured(self, order: Order, view: JobView | None) -> bool | None:
         """Whether the command resumed as told; None when the checkpoint was opened, by whom is not known."""
+        said = None if view is None else view.has_resumed(order.generation)
+        if said is not None:
+            return said
         if resume.takes_path(self._config.command):
             return True
         opened = None if self._opened is None else self._opened.opened()

@@ -83,7 +83,8 @@ def resumed_by_controller(view: JobView | None) -> dict[str, Any] | None:
         performed = decision["action"] == "rollback" and decision["outcome"] == "performed"
         if performed and decision["checkpoint"] is not None and not decision["in_process"]:
             generation = decision["generation"] + 1
-            return {**decision["checkpoint"], "generation": generation, "honoured": None}
+            honoured = None if view is None else view.has_resumed(generation)
+            return {**decision["checkpoint"], "generation": generation, "honoured": honoured}
     return None
 
 

@@ -95,10 +95,12 @@ def _of_decisions(told: frozenset[str], view: JobView, lines: list[Line], *, in_
 
 
 def verdict_line(incident: dict[str, object]) -> str:
-    """An incident's verdict in one line."""
+    """An incident's verdict in one line, what happened first."""
     sentences = incident.get("verdict")
     story = " ".join(map(str, sentences)) if isinstance(sentences, (list, tuple)) else str(sentences)
-    return f"incident {incident['id']}: {story}"
+    # A collector of an earlier version gives no title.
+    title = f"{incident['title']}. " if incident.get("title") else ""
+    return f"incident {incident['id']}: {title}{story}"
 
 
 def decision_line(decision: dict[str, object]) -> str:

@@ -63,7 +63,8 @@ INCIDENT_FIRST_RANK = _gauge(
 )
 WARNINGS = _counter(
     "gradwatch_warnings_total",
-    "Early warnings, by kind: gradients that are finite still and grow far beyond what they usually are.",
+    "Early warnings, by kind: `exploding` of gradients that are finite still and grow far beyond what they "
+    "usually are, `loss` of a loss that is not finite though all gradients are.",
     *("training_job", "kind"),
 )
 JOB_RUNNING = _gauge(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector.policy.decision import Looked, Verdict
 from gradwatch.collector.policy.facts import Unknown
+from gradwatch.collector.policy.model import meant
 from gradwatch.collector.policy.sentences import conditions
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _among(key: str, wanted: Sequence[enum.Enum] | None, known: Known[enum.Enum]
         return _HOLDS
     if isinstance(known, Unknown):
         return Verdict.UNKNOWN, f"{key}: {known.why}"
-    return _HOLDS if known in wanted else (Verdict.DIFFERS, f"{key} is {known.value}")
+    return _HOLDS if known in meant(wanted) else (Verdict.DIFFERS, f"{key} is {known.value}")
 
 
 def _fits(key: str, patterns: Sequence[str] | None, known: Known[str]) -> _Result:

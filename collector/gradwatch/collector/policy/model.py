@@ -4,6 +4,7 @@ Leaf module. Annotations are evaluated at run time, since the policy's hash is t
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gradwatch.collector.model import Cause
@@ -91,6 +92,20 @@ class Guard:
     max_consecutive: int | None = None
     max_per_1000_steps: int | None = None
     read_out: ReadOut = ReadOut.WHEN_READY
+
+
+def meant(words: Iterable[enum.Enum]) -> frozenset[enum.Enum]:
+    """What the words of a condition on cause or phase stand for.
+
+    Weights that an update made bad were told as weights that were bad before `update` was a word.
+    """
+    known = frozenset(words)
+    wider: set[enum.Enum] = {
+        wide
+        for word, wide in ((Cause.PARAMETER, Cause.UPDATE), (Phase.PARAMETER, Phase.UPDATE))
+        if word in known
+    }
+    return known | wider
 
 
 @dataclass(frozen=True, slots=True)

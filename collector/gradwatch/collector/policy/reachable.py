@@ -12,10 +12,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from gradwatch.collector.model import Cause
-from gradwatch.collector.policy.model import Reflex
+from gradwatch.collector.observations import Phase
+from gradwatch.collector.policy.model import Reflex, meant
 from gradwatch.collector.policy.problems import listed
 
 if TYPE_CHECKING:
+    import enum
     from collections.abc import Iterator, Sequence
 
     from gradwatch.collector.policy.compare import Comparison
@@ -28,7 +30,7 @@ LEAST = {"step": 0, "rank": 0, "origins": 1, "count": 1, "consecutive_bad_steps"
 # These have no first rank, and so nothing that is known of it.
 _NOBODY = {Cause.REDUCTION, Cause.LOSS_SCALE}
 _OF_FIRST = ("phase", "value", "rank", "node", "parameter")
-_PHASES = {cause.value for cause in (Cause.INPUT, Cause.PARAMETER, Cause.FORWARD, Cause.LOSS, Cause.BACKWARD)}
+_PHASES = {phase.value for phase in Phase}
 
 
 def never(match: Match, guard: Guard) -> str | None:
@@ -43,9 +45,11 @@ def never(match: Match, guard: Guard) -> str | None:
         if set(match.cause) <= _NOBODY and about_first:
             words = listed(cause.value for cause in match.cause)
             return f"{words} has no first rank, and so no {about_first[0]}"
-        causes = {cause.value for cause in match.cause}
-        if match.phase is not None and causes <= _PHASES and not causes & {p.value for p in match.phase}:
-            return f"the cause {listed(sorted(causes))} begins in the phase of that name"
+        causes = {cause.value for cause in meant(match.cause)}
+        phases = set() if match.phase is None else {phase.value for phase in meant(match.phase)}
+        if match.phase is not None and causes <= _PHASES and not causes & phases:
+            words = listed(sorted(cause.value for cause in match.cause))
+            return f"the cause {words} begins in the phase of that name"
     if match.guard_exhausted:
         if guard.on_nonfinite is Reflex.OFF:
             return "guard_exhausted needs guard.on_nonfinite: skip_step"
@@ -92,8 +96,8 @@ def _implies(narrow: Match, wide: Match) -> bool:
     )
 
 
-def _is_within(narrow: tuple[_T, ...] | None, wide: tuple[_T, ...] | None) -> bool:
-    return wide is None or (narrow is not None and set(narrow) <= set(wide))
+def _is_within(narrow: tuple[enum.Enum, ...] | None, wide: tuple[enum.Enum, ...] | None) -> bool:
+    return wide is None or (narrow is not None and meant(narrow) <= meant(wide))
 
 
 def _compares(narrow: Comparison | None, wide: Comparison | None, least: int) -> bool:

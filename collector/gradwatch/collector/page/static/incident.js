@@ -30,7 +30,7 @@ export class Incident {
   show({ incident, boundary, audit }) {
     const { parts } = this;
     const decided = new Set(incident.decisions.map((one) => one.id));
-    parts.verdict.show(pick(incident, "verdict status cause job opened_at confirmed_at closed_at close_reason"), verdict);
+    parts.verdict.show(pick(incident, "title verdict status cause job opened_at confirmed_at closed_at close_reason"), verdict);
     parts.facts.show(pick(incident, "first origins tie generation attempt step round"), facts);
     parts.likely.show(incident.likely, likely);
     parts.chain.show(pick(incident, "first cause status clean_ranks unknown_ranks unknown_reasons contaminated_ranks origins decisions verdict"), chain);
@@ -45,6 +45,7 @@ const pick = (from, names) => Object.fromEntries(names.split(" ").map((name) => 
 
 function verdict(incident) {
   return [
+    h("h2.headline", {}, incident.title),
     h("div.verdict.card", {}, incident.verdict.map((text) => h("p", {}, text))),
     h("p", {}, status(incident.status), " ", h("span.badge.quiet", {}, (incident.cause ?? "cause unknown").replaceAll("_", " ")), " in job ",
       h("a", { href: jobHref(incident.job), "data-key": "job" }, incident.job), ", opened ", since(incident.opened_at),
@@ -62,6 +63,11 @@ function facts({ first, origins, tie, generation, attempt, step, round }) {
     ["micro-batch", number(first.microbatch)],
     ["began in", first.phase ?? "not known"],
     ["parameter", first.parameter ?? "not known"],
+    ...(first.gradient !== null && first.gradient !== first.parameter ? [["gradient that arrived first", first.gradient]] : []),
+    ...(first.bad_weights.length ? [["weights that are not finite", first.bad_weights.map((one) => one.name).join(", ")]] : []),
+    ...(first.model === null ? [] : [["model", `${first.model.ordinal} (${first.model.module_class}), its step ${number(first.model_step)}`]]),
+    ...(first.group === null ? [] : [["process group", `rank ${ranges(first.group)}`]]),
+    ...(first.loss === null ? [] : [["loss", short(first.loss)]]),
     ["value", first.value === null ? "–" : `${first.value}${first.count === null ? "" : ` in ${number(first.count)} of ${number(first.numel)}`}`],
     ["arrived as number", first.backward_position === null ? "–" : number(first.backward_position + 1)],
     ["batch", first.batch === null ? "not tagged" : JSON.stringify(first.batch)],
@@ -98,11 +104,14 @@ function chain(incident) {
   if (first === null) return [];
   const steps = [];
   const add = (what, ...text) => steps.push(h(steps.length ? "li" : "li.origin", {}, h("span.what", {}, what), ...text));
-  if (first.phase === "input") add("the batch", "was not finite before the model saw it");
+  if (first.phase === "input" && first.group === null) add("the batch", "was not finite before the model saw it");
+  if (first.phase === "input" && first.group !== null) add("what entered its part", "was not finite: it may have come from another rank");
   if (first.phase === "parameter") add("the weights", "were not finite before this step");
+  if (first.phase === "update") add("the update", "made weights non-finite");
   if (first.operator !== null) add("operator", h("code", {}, first.operator), first.source === null ? "" : ` at ${first.source}`);
   if (first.operator !== null && (first.replay?.module || first.module)) add("module", h("code", {}, first.replay?.module || first.module), ` (${first.replay?.module_class ?? first.module_class ?? "class unknown"})`);
-  add("gradient on the first rank", h("code", {}, first.parameter ?? "not known"), ` turned ${first.value ?? "non-finite"} on rank ${first.rank}, ${first.node}`);
+  const weight = first.phase === "update" || (first.phase === "parameter" && first.bad_weights.length);
+  add(weight ? "weight on the first rank" : "gradient on the first rank", h("code", {}, first.parameter ?? "not known"), ` turned ${first.value ?? "non-finite"} on rank ${first.rank}, ${first.node}`);
   const others = incident.origins.filter((one) => one.rank !== first.rank).map((one) => one.rank);
   if (others.length) add("in the same round also", `rank ${ranges(others)}`);
   add("all-reduce", incident.clean_ranks.length ? `met the finite gradients of rank ${ranges(incident.clean_ranks)}, and spread it to all` : "spread it to all ranks");

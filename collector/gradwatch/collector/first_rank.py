@@ -1,0 +1,117 @@
+"""What the first rank saw, in words: its phase, the operator and the loss. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradwatch.collector.observations import Phase
+from gradwatch.collector.words import is_part, listed, number, since_when
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gradwatch.collector.model import Sighting
+
+_PHASES = {
+    Phase.INPUT: "The batch that it was given was not finite: bad data.",
+    Phase.PARAMETER: "Its weights were not finite before that step.",
+    Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not.",
+    Phase.LOSS: "What its forward pass gave was finite, and the gradient of the loss was not.",
+    Phase.BACKWARD: "The gradient of the loss was finite, and went bad on its way back through the model.",
+    Phase.UPDATE: "Its weights were finite before the update, and not after it.",
+}
+_BACKWARD_WITH_LOSS = "It went bad in the backward pass, which here includes the loss function."
+_ENTERED_FINITE = "What entered its part of the model and its weights were finite, "
+_ENTERED = "What entered its part of the model was not finite: it may have come from another rank."
+# Before the operator that made it is named.
+_FINITE_BEFORE = {
+    Phase.FORWARD: "Its batch and its weights were finite; ",
+    Phase.LOSS: "What its forward pass gave was finite; ",
+    Phase.BACKWARD: "The gradient of the loss was finite; ",
+}
+# Before any operator ran: an infinity, of which the one that is named made something worse.
+_BAD_BEFORE = {
+    Phase.INPUT: "The batch that it was given was not finite, which is bad data",
+    Phase.PARAMETER: "Its weights were not finite before that step",
+}
+# Where an operator ran.
+_PASSES: Mapping[Phase | None, str] = {
+    Phase.BACKWARD: "the backward pass",
+    Phase.LOSS: "the loss function",
+}
+# Phases of which the loss's value tells something.
+_BEFORE_LOSS = (None, Phase.FORWARD, Phase.BACKWARD)
+# The look of a process in which nothing is wrapped: where the model ends is not known.
+_UNWRAPPED = "gradient"
+
+
+def what_it_was(first: Sighting) -> tuple[str, ...]:
+    """What kind of fault it was, and which operator made it."""
+    operator = first.operator
+    if operator is None or operator.name is None:
+        return (*_of_phase(first), *_of_loss(first))
+    where = f" in {operator.module}" if operator.module else ""
+    line = "" if operator.source is None else f", called from {operator.source}"
+    code = "" if operator.code is None else f" ({operator.code:.80})"
+    ranges = [
+        f"{one.min:.3g}" if one.min == one.max else f"{one.min:.3g} to {one.max:.3g}"
+        for one in operator.inputs
+        if one.min is not None and one.max is not None and not one.is_number
+    ]
+    inputs = f" It was given {listed(ranges)}." if ranges else ""
+    which = _PASSES.get(operator.phase, "the forward pass")
+    if operator.phase is Phase.BACKWARD and _is_unwrapped(first):
+        which = "the backward pass, which here includes the loss function"
+    bad = None if first.phase is None else _BAD_BEFORE.get(first.phase)
+    if bad is not None:
+        if first.phase is Phase.INPUT and is_part(first):
+            bad = _ENTERED.rstrip(".")
+        return (
+            f"{bad}, and spread by {operator.name}{where} in {which}{line}{code}.",
+            *(since_when(first) if first.phase is Phase.PARAMETER else ()),
+        )
+    before = "" if first.phase is None or _is_unwrapped(first) else _FINITE_BEFORE[first.phase]
+    if first.phase is Phase.FORWARD and is_part(first):
+        before = f"{_ENTERED_FINITE[:-2]}; "
+    return (
+        f"{before}{operator.name}{where} made it in {which}{line}{code}.{inputs}",
+        *_of_loss(first),
+    )
+
+
+def _of_phase(first: Sighting) -> tuple[str, ...]:
+    """What kind of fault it was."""
+    if first.phase is None:
+        return ()
+    if first.phase is Phase.BACKWARD and _is_unwrapped(first):
+        return (_BACKWARD_WITH_LOSS,)
+    if first.phase is Phase.INPUT and is_part(first):
+        return (_ENTERED,)
+    if first.phase is Phase.LOSS and first.loss is not None:
+        # What is said of the loss says it.
+        return ()
+    if first.phase is Phase.FORWARD and is_part(first):
+        return (f"{_ENTERED_FINITE}and what its forward pass gave was not.",)
+    return (_PHASES[first.phase], *(since_when(first) if first.phase is Phase.PARAMETER else ()))
+
+
+def _of_loss(first: Sighting) -> tuple[str, ...]:
+    """What is known of the loss, where it tells something."""
+    told = []
+    loss = "" if first.loss is None else number(first.loss)
+    if first.loss is not None and first.phase is Phase.LOSS:
+        told.append(
+            f"The loss was finite and its gradient was not: the loss was {loss}."
+            if math.isfinite(first.loss)
+            else f"The loss was {loss} on rank {first.rank} while the model's output was finite."
+        )
+    elif first.loss is not None and first.phase in _BEFORE_LOSS and not math.isfinite(first.loss):
+        told.append(f"The loss was {loss} on rank {first.rank}.")
+    if first.loss_note and first.phase not in _BAD_BEFORE:
+        told.append(f"{first.loss_note.rstrip('.')}.")
+    return tuple(told)
+
+
+def _is_unwrapped(first: Sighting) -> bool:
+    return first.look == _UNWRAPPED and first.phase is Phase.BACKWARD

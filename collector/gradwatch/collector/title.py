@@ -1,0 +1,140 @@
+"""An incident in one line, that leads with what happened. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gradwatch.collector.evidence import first_step
+from gradwatch.collector.model import Cause
+from gradwatch.collector.observations import Phase, UpdateEvidence, Value
+from gradwatch.collector.words import number
+
+if TYPE_CHECKING:
+    from gradwatch.collector.model import Incident, Operator, Sighting, Update, Verdict
+    from gradwatch.collector.observations import OperatorInput
+
+_LONGEST = 200
+# Beyond it the rest of a name tells no more.
+_NAME = 80
+_VALUES = {Value.NAN: "NaN", Value.POSITIVE_INFINITY: "+inf", Value.NEGATIVE_INFINITY: "-inf"}
+
+
+def title_of(incident: Incident) -> str:
+    """What happened, where and when; of at most 200 characters, all of them printable."""
+    verdict = incident.verdict
+    step = f"step {first_step(incident.evidence)}"
+    if verdict.first is None:
+        text = f"{_of_nobody(incident)}, {step}"
+    else:
+        text = f"{_what(verdict, verdict.first)}{_who(verdict, verdict.first)}, {step}"
+    return _printable(text)
+
+
+def _of_nobody(incident: Incident) -> str:
+    reduced = incident.evidence.reduced
+    of = "" if reduced is None or reduced.parameter is None else f" of {_short(reduced.parameter)}"
+    if incident.verdict.cause is not Cause.REDUCTION:
+        return f"the reduced gradient{of} is not finite, whose it was is not known"
+    return "the sum is not finite, every rank was"
+
+
+def _what(verdict: Verdict, first: Sighting) -> str:
+    """What happened; whose it was and when comes after it."""
+    name = _short(first.parameter or "a parameter")
+    if verdict.cause is Cause.OPTIMIZER_STATE:
+        return f"gradient of {name} overflows the optimizer's state"
+    if verdict.cause is Cause.REPLICA_DIVERGENCE:
+        return f"{name if first.parameter else 'weights'} differ between ranks"
+    if verdict.cause is Cause.UPDATE and first.update is not None:
+        return _of_update(first.update, first, name)
+    return _of_phase(first, name)
+
+
+def _of_update(update: Update, first: Sighting, name: str) -> str:
+    by = f" by {_short(update.optimizer)}" if update.optimizer else ""
+    if first.bad_weights:
+        return f"update{by} made {name} {_is(first)}"
+    edited = update.evidence is UpdateEvidence.GRADIENTS
+    return f"update{by} took a gradient of {name} that is {_is(first)}" if edited else f"update{by} is bad"
+
+
+def _of_phase(first: Sighting, name: str) -> str:
+    operator, loss = first.operator, first.loss
+    what = f"gradient of {name} is {_is(first)}"
+    if first.phase is Phase.PARAMETER:
+        what = f"weight {name} is {_is(first)}" if first.bad_weights else "weights are not finite"
+    elif first.phase is Phase.INPUT:
+        entered = "what entered the model" if first.group or first.exchanged else "the batch"
+        what = f"{_value(first)} in {entered}"
+    elif operator is not None and operator.name is not None:
+        what = _of_operator(operator)
+    elif loss is not None and not math.isfinite(loss) and first.phase is not Phase.FORWARD:
+        what = f"loss is {number(loss)}"
+    return what
+
+
+def _of_operator(operator: Operator) -> str:
+    """Such as `log of 0 at model.py:33`."""
+    parts = (operator.name or "").split(".")
+    name = (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
+    where = "" if operator.source is None else f" at {_short(_from_folder(operator.source))}"
+    if operator.source is None and operator.module:
+        where = f" in {_short(operator.module)}"
+    return f"{_short(name)}{_given(operator, name)}{where}"
+
+
+def _given(operator: Operator, name: str) -> str:
+    """What it was given, when a number says what is wrong with it."""
+    if name in _DIVIDES:
+        return " by 0" if any(_holds(one, 0.0) for one in operator.inputs[1:2]) else ""
+    given = next((one for one in operator.inputs if not one.is_number), None)
+    if given is None or given.min is None or given.max is None:
+        return ""
+    if name in _EDGES:
+        edge = min(given.min, 0.0) if name in _OF_POSITIVE else 0.0
+        return f" of {edge:.3g}" if _holds(given, edge) else ""
+    return f" of {given.max:.3g}" if name in _EXPONENTIAL else ""
+
+
+def _holds(one: OperatorInput, number: float) -> bool:
+    """Whether the number is within the input's range."""
+    return one.min is not None and one.max is not None and one.min <= number <= one.max
+
+
+_DIVIDES = {"div", "true_divide", "divide"}
+_OF_POSITIVE = {"log", "log2", "log10", "sqrt", "rsqrt"}
+_EDGES = _OF_POSITIVE | {"reciprocal", "norm", "linalg_vector_norm"}
+_EXPONENTIAL = {"exp", "exp2", "expm1"}
+
+
+def _who(verdict: Verdict, first: Sighting) -> str:
+    """Which ranks, and on which node."""
+    if len(verdict.origins) > 1 and verdict.tie:
+        if not (verdict.clean_ranks or verdict.unknown_ranks):
+            return ", all ranks"
+        return f", {len(verdict.origins)} ranks"
+    on = f" on {_short(first.node)}" if first.node else ""
+    joins = first.phase is Phase.INPUT and not (first.group or first.exchanged)
+    return f"{' of' if joins else ','} rank {first.rank}{on}"
+
+
+def _is(first: Sighting) -> str:
+    return "not finite" if first.value is None else _VALUES[first.value]
+
+
+def _value(first: Sighting) -> str:
+    return "non-finite numbers" if first.value is None else _VALUES[first.value]
+
+
+def _from_folder(source: str) -> str:
+    return source.rpartition("/")[2]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _printable(text: str) -> str:
+    safe = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return safe if len(safe) <= _LONGEST else f"{safe[: _LONGEST - 1]}…"
