@@ -15,6 +15,8 @@ from gradwatch.agent.probe.autopsy import PART as AUTOPSY
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
+from gradwatch.agent.probe.inspection.updates import PART as UPDATES
+from gradwatch.agent.probe.inspection.updates import patch_gradient_changes
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
@@ -131,6 +133,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
     guard_after = None if guarding is None else guarded("guard", guarding.after)
+    looked_at = guarded(UPDATES, watcher.updates.before)
+    updated = guarded(UPDATES, watcher.updates.after)
     by_itself = True
 
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
@@ -142,9 +146,13 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             by_itself = attempt is optimizer
             call = single_before(attempt, optimizer, args, kwargs)
             call = replays(attempt, optimizer, *(call or (args, kwargs))) or call
-            # A GradScaler has a wheel of its own.
-            return (before(optimizer, *(call or (args, kwargs))) or call) if by_itself else call
+            if not by_itself:
+                # A GradScaler has a wheel of its own.
+                return call
+            call = looked_at(optimizer, *(call or (args, kwargs))) or call
+            return before(optimizer, *(call or (args, kwargs))) or call
         if attempt is optimizer and not by_itself and clock.depth == _INSIDE:
+            looked_at(optimizer, (), {})
             return unguarded(optimizer, (), {}) if before_scaled is None else before_scaled(optimizer)
         return None
 
@@ -156,6 +164,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
         update_over(attempt, optimizer)
+        if clock.is_outermost(attempt):
+            updated(optimizer)
         if count(attempt, optimizer):
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
@@ -175,5 +185,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         guarded("steps", clock.state_loaded),
         reload.scale_updated,
         scaled,
+    )
+    patch_gradient_changes(
+        guarded(UPDATES, watcher.updates.clipped), guarded(UPDATES, watcher.updates.unscaled)
     )
     alone.patch_parameter_groups(guarded(alone.PART, single.given))

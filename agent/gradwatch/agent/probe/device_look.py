@@ -177,6 +177,7 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
     result.loss, result.loss_scale = (
         values[number] if isinstance(number, int) else number for number in flight.numbers or (None, None)
     )
+    result.weights_finite = _known(flight.facts[0], values) if flight.facts else None
     known: tuple[Origin, tuple[Pass, ...]] | None = None
     for bucket in flight.buckets:
         found = _values_at(bucket.keys, bucket.places, values)
@@ -184,7 +185,9 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
         bad = _bad_among(found)
         if bad:
             known = known or _origin(flight, values)
-            result.findings.append(BucketFindings(flight.moment, bucket.index, bad, *known))
+            result.findings.append(
+                BucketFindings(flight.moment, bucket.index, bad, *known, result.weights_finite)
+            )
     if flight.reduced_looked:
         result.reduced_bad = any(
             place is not None and not math.isfinite(values[place])
@@ -196,6 +199,11 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
         origin, _ = known or _origin(flight, values)
         result.reduced = ReducedFindings(bad, origin.overflow)
     return result
+
+
+def _known(place: int | bool | None, values: list[float]) -> bool | None:
+    """A fact that has been read out."""
+    return place if place is None or isinstance(place, bool) else math.isfinite(values[place])
 
 
 def _values_at(keys: Sequence[int], places: Sequence[int | None], values: list[float]) -> dict[int, float]:
@@ -218,11 +226,7 @@ def _facts(moment: Moment) -> list[Fact]:
 
 def _origin(flight: _Flight, values: list[float]) -> tuple[Origin, tuple[Pass, ...]]:
     """Where it began, by the facts as they have been read out, and the passes with these."""
-    known = [
-        place if place is None or isinstance(place, bool) else math.isfinite(values[place])
-        for place in flight.facts
-    ]
-    parameters, *rest = known
+    parameters, *rest = (_known(place, values) for place in flight.facts)
     facts = iter(rest)
     passes = tuple(one.read_out(facts) for one in flight.moment.passes)
     _, scale = flight.numbers or (None, None)

@@ -13,13 +13,16 @@ import torch
 from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.autopsy.capsule import version_of
 from gradwatch.agent.probe.device_look import DeviceLook
+from gradwatch.agent.probe.inspection.taken import Taken
+from gradwatch.agent.probe.inspection.weights import BadWeight, WeightsState, bad_in
 from gradwatch.agent.probe.look import HostLook
-from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
-from gradwatch.agent.probe.passes import Passes
+from gradwatch.agent.probe.parameters import Names, class_name, local, name_parameters
+from gradwatch.agent.probe.passes import Pass, Passes
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
 from gradwatch.agent.probe.replica import ReplicaCheck
-from gradwatch.agent.probe.rounds import ReducedFindings, bad_gradients
+from gradwatch.agent.probe.rounds import BucketFindings, ReducedFindings, bad_gradients
+from gradwatch.agent.probe.steps import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.fsdp_shards import Shards
     from gradwatch.agent.probe.look import Look
     from gradwatch.agent.probe.parameters import ParameterInfo
-    from gradwatch.agent.probe.passes import Fact, Pass
-    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Moment
+    from gradwatch.agent.probe.passes import Fact
+    from gradwatch.agent.probe.rounds import BadGradient, Bucket, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
 # Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket,
@@ -78,6 +81,11 @@ class WatchedModel:
         differs_by_rank: whether each rank sees another part of the reduced gradients.
         fused_updates: by optimizers that no parameter's version tells of.
         shards: of the parameters; None where each rank holds them whole.
+        attempts: of its updates.
+        weights: what is known of them.
+        taken: its gradients, as they have been looked at after their reduction.
+        taken_bad: they were changed since, and are bad, as an optimizer takes them.
+        unreduced: keys of those that a backward pass has changed since, without a reduction.
     """
 
     source = "gradient"
@@ -99,6 +107,12 @@ class WatchedModel:
     ) -> None:
         self.root = root
         self.fuses = watcher.fuses
+        self.attempts = Attempts()
+        self.weights = WeightsState()
+        self.taken = Taken()
+        self.taken_bad = False
+        self.unreduced: set[int] = set()
+        self._moved = False
         self.last_round = self.last_step = 0
         self.fused_updates = 0
         self.bad_round: int | None = None
@@ -140,6 +154,7 @@ class WatchedModel:
         )
         self._pass: Pass | None = None
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
+        self._weights_before = self._weights_now()
 
     def follow_arrivals(self) -> None:
         """Have every parameter tell when its gradient arrives."""
@@ -228,9 +243,8 @@ class WatchedModel:
         watcher = self._watcher
         moment = self._moment
         if moment is None:
-            moment = self._moment = watcher.round_log.begin(
-                self.root, self._passes.take(), self._parameter_fact()
-            )
+            self._new_round()
+            moment = self._moment = watcher.round_log.begin(self, self._passes.take(), self._parameter_fact())
             self._check_replicas(moment)
         findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
@@ -246,9 +260,17 @@ class WatchedModel:
             watcher.round_log.remember(self, moment, moment.loss, moment.loss_scale)
         watcher.round_log.end_local(moment, seen=isinstance(self.look, HostLook))
 
+    def _new_round(self) -> None:
+        """Gradients come that no optimizer has taken yet."""
+        self.attempts.new_round()
+        self._watcher.new_round(self)
+        self.unreduced.clear()
+
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""
-        if not self._replicas.is_due() or not self.fuses.intact(replica.PART):
+        is_due = self._replicas.is_due()
+        self._watcher.weights.round_begins(self, moment, due=is_due)
+        if not is_due or not self.fuses.intact(replica.PART):
             return
         try:
             comparable = self.replicates and self.group_size == world_size() > 1
@@ -278,6 +300,11 @@ class WatchedModel:
         self.last_round, self.last_step = moment.round, moment.step
         if bad and self.bad_round is None:
             self.bad_round, self.bad_step = moment.round, moment.step
+        if magnitude is not None and self.reduces:
+            if bad:
+                self.taken.forget()
+            else:
+                self.taken.remember(self.as_taken())
         self._watcher.autopsies.round_over(self, moment, bad=bad)
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
@@ -293,6 +320,74 @@ class WatchedModel:
             if parameter.grad is not None
         ]
         return ReducedFindings(bad_gradients(gradients), origin.overflow)
+
+    # ------------------------------------------------------------------ the update
+
+    def as_taken(self) -> list[torch.Tensor]:
+        """The gradients that an optimizer takes, whose versions tell whether they have been changed."""
+        return self.gradients()
+
+    def changed_gradients(self) -> list[tuple[int, torch.Tensor]]:
+        """By key, those that have been changed since they were seen finite, as this rank holds them."""
+        given = self.as_taken()
+        changed = {id(given[place]) for place in self.taken.changed(given)}
+        return [
+            (self._keys[id(parameter)], local(gradient))
+            for parameter in self.parameters()
+            if (gradient := parameter.grad) is not None
+            and not changed.isdisjoint((id(gradient), id(local(gradient))))
+        ]
+
+    def found_unreduced(self, bad: Sequence[BadGradient]) -> None:
+        """Gradients of this rank's own, which nobody reduces, are bad.
+
+        They belong to the round that was reduced last: those of the next one come after the update.
+        """
+        watcher = self._watcher
+        round_ = max(0, watcher.round_log.tally.rounds - 1)
+        moment = watcher.round_log.begin_pass(self, Pass(batch=watcher.batch), lambda: None, round_=round_)
+        moment.order[:] = watcher.arrivals.order
+        self.source, source = "gradient", self.source
+        try:
+            watcher.round_log.found(self, BucketFindings(moment, 0, list(bad)), replay=False)
+        finally:
+            self.source = source
+            watcher.round_log.tally.settle(moment)
+
+    def update_over(self) -> None:
+        """An attempt of an update is over."""
+        self.unreduced.clear()
+
+    def has_not_moved(self) -> bool:
+        """Whether no update before the one that is just over has changed the weights."""
+        if self._moved:
+            return False
+        now = self._weights_now()
+        self._moved, self._weights_before = now != self._weights_before, now
+        return True
+
+    def bad_weights(self) -> list[BadWeight] | None:
+        """Those that are not finite, in the order of the model; None on a device."""
+        if not self.on_host:
+            return None
+        found = [(one, finding) for one, held in self._held_weights() if (finding := bad_in(held))]
+        infos = self._infos_of([parameter for parameter, _ in found])
+        return [
+            BadWeight(info.name, info.numel, finding, parameter)
+            for info, (parameter, finding) in zip(infos, found, strict=True)
+        ]
+
+    def _held_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Its weights, with those that are not trained, and what this rank holds of each."""
+        module = self.module()
+        weights = self.parameters() if module is None else module.parameters()
+        return [(one, local(one)) for one in weights]
+
+    def _infos_of(self, weights: Sequence[torch.Tensor]) -> list[ParameterInfo]:
+        module = self.module()
+        if module is None or not weights:
+            return [self.info_of(one) for one in weights]
+        return [info for _, info in name_parameters(module, weights)]
 
     # ------------------------------------------------------------------ the guard
 
@@ -320,6 +415,9 @@ class WatchedModel:
         self.last_round, self.bad_round, self.attempted = 0, None, False
         self.reduced_magnitude = 0.0
         self.reduced_excused, self.flight_told = None, False
+        self.weights = WeightsState()
+        self.taken.forget()
+        self.unreduced.clear()
         self.recorder.start_over()
 
     def catch_up(self, *, wait: bool = False) -> None:
@@ -342,6 +440,10 @@ class WatchedModel:
     def key_of(self, parameter: torch.Tensor) -> int:
         """The key of one of its parameters."""
         return self._keys[id(parameter)]
+
+    def find_key(self, parameter: torch.Tensor) -> int | None:
+        """The same; None where it is another one's."""
+        return self._keys.get(id(parameter))
 
     def info_of(self, parameter: torch.Tensor) -> ParameterInfo:
         """One of its parameters."""

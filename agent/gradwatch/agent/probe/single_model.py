@@ -154,12 +154,14 @@ class SingleModel(WatchedModel):
         ordinal = self._watcher.arrivals.ordinal
         # What went bad in the micro-batches before has been told of.
         known = replace(one, batch=self._watcher.batch, backward=ordinal, before=True)
-        return self._watcher.round_log.begin_pass(self.root, known, self._parameters_now)
+        return self._watcher.round_log.begin_pass(self, known, self._parameters_now)
 
     def _look_at(self, moment: Moment, gradients: list[tuple[int, torch.Tensor]]) -> None:
         watcher = self._watcher
         if self._moment is None:
             self._arrived, self._takers = set(), set()
+            self._new_round()
+            self._watcher.weights.round_begins(self, moment, due=self._replicas.is_due())
         elif isinstance(self.look, HostLook):
             watcher.round_log.forget(self._moment)
         self._moment = moment

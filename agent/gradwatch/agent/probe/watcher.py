@@ -18,6 +18,8 @@ from gradwatch.agent.probe.arrival import Arrivals
 from gradwatch.agent.probe.autopsy.autopsies import Autopsies
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
+from gradwatch.agent.probe.inspection.updates import Updates
+from gradwatch.agent.probe.inspection.weights import WeightsWatch
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.losses import Losses
 from gradwatch.agent.probe.outputs import Outputs
@@ -53,6 +55,8 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         round_log: of its rounds.
+        updates: that its optimizers attempt.
+        weights: of its models.
         replays_on_device: passes of a model on a device may be replayed, in the training process itself.
         models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
@@ -86,11 +90,14 @@ class Watcher:
         self.models_told = 0
         self.replays_on_device = False
         self.round_log = RoundLog(self)
+        self.updates = Updates(self)
+        self.weights = WeightsWatch(self)
         self._count_from_0()
 
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
         self.round_log.count_from_0()
+        self.weights.start_over()
         self._saves = Saves()
         self.probe_seconds = 0.0
 
@@ -150,6 +157,13 @@ class Watcher:
         self._describe(model)
         self.models_told += 1
         self._watched = True
+        self.updates.forget_models()
+        self.weights.wrapped(model)
+
+    def new_round(self, model: WatchedModel) -> None:
+        """Gradients of a model come that no optimizer has taken yet."""
+        if self._models and model is self._models[0]:
+            self.clock.new_round()
 
     @property
     def watching(self) -> bool:
@@ -163,6 +177,7 @@ class Watcher:
             return
         was_first = self._models[0] is model
         self._models.remove(model)
+        self.updates.forget_models()
         # Its read-outs may still be under way.
         self._departed.append(model)
         if was_first and self._models:
@@ -178,10 +193,14 @@ class Watcher:
         """Those under watch now."""
         return self._models
 
+    @property
+    def all_models(self) -> list[WatchedModel]:
+        """With those parameters that no model owns."""
+        return self._models
+
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        return [model for model in self._models if not updated.isdisjoint(model.parameter_ids)]
+        return self.updates.models_of(optimizer)
 
     def unwatched(self, reason: str) -> None:
         """Say once that this process trains and nothing in it is watched, and why."""
@@ -273,6 +292,8 @@ class Watcher:
         }
         if self.round_log.magnitude is not None:
             message["magnitude"] = self.round_log.magnitude
+        if self.weights.finite is not None:
+            message |= {"weights_finite": self.weights.finite, "weights_step": self.weights.step}
         journal.progress(message)
 
     def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
