@@ -24,6 +24,7 @@ from gradwatch.agent.probe.second_moments import PART as MOMENTS
 from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
+from gradwatch.agent.probe.unowned import PART as UNOWNED
 from gradwatch.agent.probe.unwatched import why_unwatched
 from gradwatch.agent.probe.watcher import Watcher
 
@@ -110,15 +111,21 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals = watcher.arrivals
     single_begins = _guarded(watcher, alone.PART, single.backward_begins)
 
+    unowned = watcher.unowned
+    unowned_begins = _guarded(watcher, UNOWNED, unowned.backward_begins)
     loss_begins = _guarded(watcher, RECORDER, watcher.losses.backward_begins)
 
     def begins(losses: Any, gradients: Any) -> None:
         if arrivals.backward_begins():
             loss_begins(losses)
             single_begins(losses, gradients)
+            if unowned.outdated or unowned.model is not None:
+                unowned_begins(losses, gradients)
 
     patch_backward(begins, arrivals.backward_ended)
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
+    arrivals.when_over.append(_guarded(watcher, UNOWNED, unowned.backward_over))
+    arrivals.when_over.append(_guarded(watcher, UPDATES, watcher.updates.backward_over))
 
 
 def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
@@ -133,6 +140,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
     guard_after = None if guarding is None else guarded("guard", guarding.after)
+    unowned_steps = guarded(UNOWNED, watcher.unowned.stepping)
     looked_at = guarded(UPDATES, watcher.updates.before)
     updated = guarded(UPDATES, watcher.updates.after)
     by_itself = True
@@ -144,6 +152,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             watcher.unwatched(why_unwatched(optimizer))
         if clock.enter(attempt, optimizer):
             by_itself = attempt is optimizer
+            unowned_steps(optimizer)
             call = single_before(attempt, optimizer, args, kwargs)
             call = replays(attempt, optimizer, *(call or (args, kwargs))) or call
             if not by_itself:
@@ -170,14 +179,16 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
-    watcher_scaled, single_scaled = (
+    watcher_scaled, single_scaled, unowned_scaled = (
         guarded(PART, watcher.loss_scaled),
         guarded(alone.PART, single.loss_scaled),
+        guarded(UNOWNED, watcher.unowned.loss_scaled),
     )
 
     def scaled(losses: Any, scaler: Any) -> None:
         watcher_scaled(losses, scaler)
         single_scaled(losses)
+        unowned_scaled(losses)
 
     patch_optimizers(
         _unless_still(clock, guarded("steps", enter)),
@@ -189,4 +200,13 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     patch_gradient_changes(
         guarded(UPDATES, watcher.updates.clipped), guarded(UPDATES, watcher.updates.unscaled)
     )
-    alone.patch_parameter_groups(guarded(alone.PART, single.given))
+    alone_given, unowned_given = (
+        guarded(alone.PART, single.given),
+        guarded(UNOWNED, watcher.unowned.given),
+    )
+
+    def given(optimizer: Any) -> None:
+        alone_given(optimizer)
+        unowned_given(optimizer)
+
+    alone.patch_parameter_groups(given)

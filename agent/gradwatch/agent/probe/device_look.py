@@ -125,6 +125,12 @@ class DeviceLook:
         self._slot = None
         return None
 
+    def send(self) -> None:
+        """See `Look.send`."""
+        if self._slot is not None:
+            self._ring.release(self._slot)
+        self._slot = None
+
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """See `Look.arrived`."""
         unseen, self._unseen = self._unseen, []

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,6 +66,7 @@ class WatchedModel:
         device: where its gradients are.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
+        replayed: whether a pass of it may be replayed.
         replicates: whether each rank of the group holds the same parameters.
         last_round: the newest round that was reduced.
         last_step: the step of that round.
@@ -86,10 +88,12 @@ class WatchedModel:
         taken: its gradients, as they have been looked at after their reduction.
         taken_bad: they were changed since, and are bad, as an optimizer takes them.
         unreduced: keys of those that a backward pass has changed since, without a reduction.
+        eager: updates take such gradients, so they are looked at at the end of each such backward pass.
     """
 
     source = "gradient"
     reduces = True
+    replayed = True
     replicates = False
     differs_by_rank = False
     shards: Shards | None = None
@@ -112,6 +116,10 @@ class WatchedModel:
         self.taken = Taken()
         self.taken_bad = False
         self.unreduced: set[int] = set()
+        self.eager = False
+        self._round_order: list[int] = []
+        self._unreduced_told: set[int] = set()
+        self._hold: Moment | None = None
         self._moved = False
         self.last_round = self.last_step = 0
         self.fused_updates = 0
@@ -245,6 +253,11 @@ class WatchedModel:
         if moment is None:
             self._new_round()
             moment = self._moment = watcher.round_log.begin(self, self._passes.take(), self._parameter_fact())
+            self._round_order = moment.order
+            if self.eager:
+                # More of the same round may come after its reduction, until the update.
+                self._hold = replace(moment)
+                watcher.round_log.tally.begin(self._hold)
             self._check_replicas(moment)
         findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
@@ -264,7 +277,7 @@ class WatchedModel:
         """Gradients come that no optimizer has taken yet."""
         self.attempts.new_round()
         self._watcher.new_round(self)
-        self.unreduced.clear()
+        self._let_go()
 
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""
@@ -338,25 +351,70 @@ class WatchedModel:
             and not changed.isdisjoint((id(gradient), id(local(gradient))))
         ]
 
-    def found_unreduced(self, bad: Sequence[BadGradient]) -> None:
+    def pass_over(self, order: list[int]) -> None:
+        """Gradients have arrived in a backward pass that is over.
+
+        Args:
+            order: keys of all parameters that have got one.
+        """
+        if order is self._round_order or self._infos.keys().isdisjoint(order):
+            return
+        arrived = self._infos.keys() & set(order)
+        self.unreduced |= arrived
+        if self.eager and self.on_host and self.bad_round is None:
+            passes = self._passes.take()
+            new = arrived - self._unreduced_told
+            gradients = [
+                (key, gradient)
+                for parameter in self.parameters()
+                if (key := self._keys[id(parameter)]) in new and (gradient := parameter.grad) is not None
+            ]
+            bad = bad_gradients(gradients)
+            if bad:
+                self.found_unreduced(bad, passes)
+            for one in passes:
+                one.release()
+
+    def found_unreduced(self, bad: Sequence[BadGradient], passes: Sequence[Pass] = ()) -> None:
         """Gradients of this rank's own, which nobody reduces, are bad.
 
         They belong to the round that was reduced last: those of the next one come after the update.
+
+        Args:
+            bad: those that are.
+            passes: that they are of, as far as they are known.
         """
-        watcher = self._watcher
-        round_ = max(0, watcher.round_log.tally.rounds - 1)
-        moment = watcher.round_log.begin_pass(self, Pass(batch=watcher.batch), lambda: None, round_=round_)
+        watcher, log = self._watcher, self._watcher.round_log
+        bad = [one for one in bad if one.key not in self._unreduced_told]
+        if not bad:
+            return
+        self._unreduced_told |= {one.key for one in bad}
+        self.weights.tainted = True
+        *others, one = passes or [Pass(batch=watcher.batch, backward=max(0, watcher.arrivals.passes - 1))]
+        moment = log.begin_pass(
+            self, one, self._parameter_fact(), round_=max(0, log.tally.rounds - 1), others=tuple(others)
+        )
         moment.order[:] = watcher.arrivals.order
         self.source, source = "gradient", self.source
         try:
-            watcher.round_log.found(self, BucketFindings(moment, 0, list(bad)), replay=False)
+            origin = moment.origin_on_host()
+            log.found(self, BucketFindings(moment, 0, list(bad), origin, moment.passes), replay=bool(passes))
         finally:
             self.source = source
-            watcher.round_log.tally.settle(moment)
+            log.tally.settle(moment)
+            watcher.autopsies.round_over(self, moment, bad=None)
 
     def update_over(self) -> None:
         """An attempt of an update is over."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What comes now is of another round."""
         self.unreduced.clear()
+        self._unreduced_told.clear()
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._watcher.round_log.tally.settle(hold)
 
     def has_not_moved(self) -> bool:
         """Whether no update before the one that is just over has changed the weights."""
@@ -418,6 +476,8 @@ class WatchedModel:
         self.weights = WeightsState()
         self.taken.forget()
         self.unreduced.clear()
+        self._unreduced_told.clear()
+        self._hold, self._round_order = None, []
         self.recorder.start_over()
 
     def catch_up(self, *, wait: bool = False) -> None:
@@ -524,3 +584,9 @@ class WatchedModel:
 def on_arrival(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
     """Have `hook` called when the parameter's gradient has been accumulated."""
     return parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def can_be_followed(parameter: torch.Tensor) -> bool:
+    """Whether a parameter can tell when its gradient arrives."""
+    # One that is sharded (a DTensor) belongs to who has sharded it.
+    return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "_local_tensor")

@@ -64,7 +64,13 @@ class RoundLog:
         )
 
     def begin_pass(
-        self, model: WatchedModel, one: Pass, parameters: Callable[[], Fact], *, round_: int | None = None
+        self,
+        model: WatchedModel,
+        one: Pass,
+        parameters: Callable[[], Fact],
+        *,
+        round_: int | None = None,
+        others: tuple[Pass, ...] = (),
     ) -> Moment:
         """A backward pass begins where nothing is reduced: the passes until `end_local` are one round.
 
@@ -73,6 +79,7 @@ class RoundLog:
             one: what is known of the pass.
             parameters: gives whether the model's parameters are finite.
             round_: to which the pass belongs; None for the one to come.
+            others: forward passes before it, with the same backward pass.
 
         Returns:
             The pass's own moment; to be `end_local`'s, or forgotten.
@@ -83,7 +90,7 @@ class RoundLog:
             microbatch=one.backward,
             batch=one.batch,
             order=[],
-            passes=(one,),
+            passes=(*others, one),
             parameters=parameters,
         )
 
@@ -141,7 +148,7 @@ class RoundLog:
         first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
         spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
-        if first and replay and not spread:
+        if first and replay and model.replayed and not spread:
             self._watcher.autopsies.found(model, findings)
 
     def remember(self, model: WatchedModel, moment: Moment, loss: Number, loss_scale: Number) -> None:

@@ -29,6 +29,7 @@ from gradwatch.agent.probe.round_log import RoundLog
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
+from gradwatch.agent.probe.unowned import UnownedWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         round_log: of its rounds.
+        unowned: what no model of it owns.
         updates: that its optimizers attempt.
         weights: of its models.
         replays_on_device: passes of a model on a device may be replayed, in the training process itself.
@@ -90,6 +92,7 @@ class Watcher:
         self.models_told = 0
         self.replays_on_device = False
         self.round_log = RoundLog(self)
+        self.unowned = UnownedWatch(self)
         self.updates = Updates(self)
         self.weights = WeightsWatch(self)
         self._count_from_0()
@@ -154,11 +157,20 @@ class Watcher:
             self.replays_on_device = True
         if len(self._models) == 1:
             self.clock.follow(model.counted())
-        self._describe(model)
+        self.describe(model)
         self.models_told += 1
         self._watched = True
-        self.updates.forget_models()
+        self._models_are_others()
         self.weights.wrapped(model)
+
+    def next_root(self) -> int:
+        """The ordinal of a model that is not told of as long as no gradient of it arrives."""
+        self.models_told += 1
+        return self.models_told - 1
+
+    def _models_are_others(self) -> None:
+        self.updates.forget_models()
+        self.unowned.outdated = True
 
     def new_round(self, model: WatchedModel) -> None:
         """Gradients of a model come that no optimizer has taken yet."""
@@ -177,11 +189,14 @@ class Watcher:
             return
         was_first = self._models[0] is model
         self._models.remove(model)
-        self.updates.forget_models()
-        # Its read-outs may still be under way.
-        self._departed.append(model)
+        self._models_are_others()
+        self.depart(model)
         if was_first and self._models:
             self.clock.follow(self._models[0].counted())
+
+    def depart(self, model: WatchedModel) -> None:
+        """A model is not watched any more: its read-outs may still be under way."""
+        self._departed.append(model)
 
     @property
     def has_several(self) -> bool:
@@ -196,11 +211,12 @@ class Watcher:
     @property
     def all_models(self) -> list[WatchedModel]:
         """With those parameters that no model owns."""
-        return self._models
+        apart = self.unowned.model
+        return self._models if apart is None else [*self._models, apart]
 
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
-        return self.updates.models_of(optimizer)
+        return [model for model in self.updates.models_of(optimizer) if model is not self.unowned.model]
 
     def unwatched(self, reason: str) -> None:
         """Say once that this process trains and nothing in it is watched, and why."""
@@ -307,7 +323,7 @@ class Watcher:
         Raises:
             OSError: the spool cannot be written; nothing has changed.
         """
-        for model in self._models:
+        for model in self.all_models:
             model.catch_up()
         self._flush()
         ended, identity, journal = self._journal, self.identity, None
@@ -324,15 +340,15 @@ class Watcher:
         self._count_from_0()
         self.arrivals.forget_passes()
         self.autopsies.start_over()
-        for model in self._models:
+        for model in self.all_models:
             model.start_over()
         if self.guarding is not None:
             self.guarding.start_over()
         self.identity = identity
         if journal is not None and identity is not None:
             self._begin(journal, identity)
-            for model in self._models:
-                self._describe(model)
+            for model in self.all_models:
+                self.describe(model)
 
     def forget_error_feedback(self) -> None:
         """Clear what compressing comm hooks carry from round to round."""
@@ -356,7 +372,7 @@ class Watcher:
 
     def _flush(self) -> None:
         """Wait for the read-outs under way."""
-        for model in [*self._departed, *self._models]:
+        for model in [*self._departed, *self.all_models]:
             self.round_log.landed(model, model.look.arrived(wait=True))
             model.tell_checksum(wait=True)
 
@@ -370,7 +386,8 @@ class Watcher:
             self.append("hello", identity.hello(self.settings, self._device, self._framework))
         self.write_progress()
 
-    def _describe(self, model: WatchedModel) -> None:
+    def describe(self, model: WatchedModel) -> None:
+        """Journal a `Model` message."""
         named = self.identity is not None and self.identity.rank == 0
         self.append("model", model.as_message(with_parameters=named))
 

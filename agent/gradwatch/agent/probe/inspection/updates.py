@@ -69,6 +69,13 @@ class Updates:
 
     # ------------------------------------------------------------------ before
 
+    def backward_over(self) -> None:
+        """Gradients of a backward pass have arrived."""
+        order = self._watcher.arrivals.order
+        for model in self._watcher.models:
+            if model.reduces and not model.differs_by_rank:
+                model.pass_over(order)
+
     def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """An optimizer is about to take its gradients, unscaled; after its closure if it has one.
 
@@ -99,6 +106,8 @@ class Updates:
         model.taken_bad = False
         if model.bad_round is not None or (model.reduces and not model.taken.known):
             model.weights.tainted = True
+        if model.unreduced:
+            model.eager = True
         if not model.taken.known:
             return
         given = model.as_taken()
@@ -127,10 +136,10 @@ class Updates:
     def after(self, optimizer: Any) -> None:
         """The outermost attempt of an update is over."""
         for model in self.models_of(optimizer):
+            first = model.attempts.count < _FIRST_UPDATES and model.has_not_moved()
+            self._watcher.weights.updated(model, [optimizer], first=first)
             model.attempts.add(optimizer)
             model.update_over()
-            first = model.attempts.count <= _FIRST_UPDATES and model.has_not_moved()
-            self._watcher.weights.updated(model, [optimizer], first=first)
 
     # ------------------------------------------------------------------ what changes gradients and says so
 

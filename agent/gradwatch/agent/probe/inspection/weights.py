@@ -300,7 +300,7 @@ class WeightsWatch:
         watcher, state = self._watcher, model.weights
         message: dict[str, Any] = {
             "root": model.root,
-            "round": model.last_round if round_ is None else round_,
+            "round": max(0, watcher.round_log.tally.rounds - 1) if round_ is None else round_,
             "step": watcher.clock.step if step is None else step,
             "model_step": model.attempts.count,
             "weights": [one.as_message() for one in bad[:WEIGHTS_PER_RECORD]],
