@@ -18,6 +18,7 @@ from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.inspection.updates import PART as UPDATES
 from gradwatch.agent.probe.inspection.updates import patch_gradient_changes
 from gradwatch.agent.probe.passes import PART
+from gradwatch.agent.probe.resumed import PART as RESUMED
 from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.second_moments import PART as MOMENTS
@@ -75,6 +76,7 @@ def activate() -> Probe | None:
     fsdp = FSDPWatch(watcher)
     fsdp.install()
     single = watcher.single = SingleWatch(watcher)
+    watcher.resumed.install()
     _patch_backward(watcher, single)
     _patch_optimizers(watcher, single)
     leave_dry_steps_out(watcher.clock)
@@ -140,6 +142,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
     guard_after = None if guarding is None else guarded("guard", guarding.after)
+    resumed = watcher.resumed
+    resumes = guarded(RESUMED, resumed.attempted)
     unowned_steps = guarded(UNOWNED, watcher.unowned.stepping)
     looked_at = guarded(UPDATES, watcher.updates.before)
     updated = guarded(UPDATES, watcher.updates.after)
@@ -148,6 +152,8 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         nonlocal by_itself
         single_steps(optimizer)
+        if resumed.waits:
+            resumes()
         if not watcher.watching:
             watcher.unwatched(why_unwatched(optimizer))
         if clock.enter(attempt, optimizer):

@@ -389,7 +389,6 @@ class WatchedModel:
         if not bad:
             return
         self._unreduced_told |= {one.key for one in bad}
-        self.weights.tainted = True
         *others, one = passes or [Pass(batch=watcher.batch, backward=max(0, watcher.arrivals.passes - 1))]
         moment = log.begin_pass(
             self, one, self._parameter_fact(), round_=max(0, log.tally.rounds - 1), others=tuple(others)

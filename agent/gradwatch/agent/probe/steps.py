@@ -62,6 +62,7 @@ class StepClock:
         self.attempts = 0
         self.stands_still = False
         self._told = resume_step is not None
+        self._resume_step = resume_step
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._chosen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
@@ -93,6 +94,17 @@ class StepClock:
         """The user's own count, which stands over ours from now on."""
         self.step = self._first = int(step)
         self._told = True
+        self._resume_step = None
+
+    def resumes(self, resumed: bool) -> None:
+        """Whether the job has opened the checkpoint of the step it was told to resume at; before any update."""
+        if self._resume_step is None:
+            return
+        self._told = resumed
+        self.step = self._first = self._resume_step if resumed else 0
+        if not resumed:
+            for optimizer in list(self._loaded):
+                self.state_loaded(optimizer)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:

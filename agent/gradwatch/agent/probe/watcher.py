@@ -25,6 +25,8 @@ from gradwatch.agent.probe.losses import Losses
 from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
+from gradwatch.agent.probe.resumed import PART as RESUMED
+from gradwatch.agent.probe.resumed import Resumed, local_path
 from gradwatch.agent.probe.round_log import RoundLog
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
@@ -56,6 +58,7 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         round_log: of its rounds.
+        resumed: whether the job has opened what it was told to go back to.
         unowned: what no model of it owns.
         updates: that its optimizers attempt.
         weights: of its models.
@@ -92,6 +95,7 @@ class Watcher:
         self.models_told = 0
         self.replays_on_device = False
         self.round_log = RoundLog(self)
+        self.resumed = Resumed(self, local_path(settings.resume_path))
         self.unowned = UnownedWatch(self)
         self.updates = Updates(self)
         self.weights = WeightsWatch(self)
@@ -176,6 +180,11 @@ class Watcher:
         """Gradients of a model come that no optimizer has taken yet."""
         if self._models and model is self._models[0]:
             self.clock.new_round()
+        if self.resumed.waits and self.fuses.intact(RESUMED):
+            try:
+                self.resumed.round_begins()
+            except Exception as error:
+                self.fuses.blow(RESUMED, error)
 
     @property
     def watching(self) -> bool:
@@ -359,6 +368,7 @@ class Watcher:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
             self._flush()
+            self.resumed.attempted()
             self.autopsies.finish()
             self.write_progress()
         except Exception as error:

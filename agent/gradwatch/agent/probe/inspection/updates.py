@@ -127,6 +127,7 @@ class Updates:
         unreduced = [one for one in bad if one.key in model.unreduced]
         if unreduced:
             model.found_unreduced(unreduced)
+            model.weights.tainted = True
         elif bad:
             model.taken_bad = True
             self._watcher.weights.about_to_be_bad(model, optimizer, own[bad[0].key], bad)
