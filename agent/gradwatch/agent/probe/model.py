@@ -454,7 +454,11 @@ class WatchedModel:
 
     def gradients(self) -> list[torch.Tensor]:
         """The reduced gradients that this rank has."""
-        return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
+        return [
+            gradient
+            for reference in self._parameters
+            if (parameter := reference()) is not None and (gradient := parameter.grad) is not None
+        ]
 
     @property
     def has_error_feedback(self) -> bool:
