@@ -38,8 +38,8 @@ TOLD = {
     "reentrant": (1, "PHASE_BACKWARD", "first.bias", 2),
     "recomputed": (0, "PHASE_BACKWARD", "first.bias", 2),
     # The generator trains on while the judge's bad gradients linger: that is no news.
-    "judge": ("judge", "PHASE_BACKWARD", "Sequential.2.bias", 0),
-    "generator": ("generator", "PHASE_BACKWARD", "Linear.bias", 4),
+    "judge": ("judge", "PHASE_BACKWARD", "judge.2.bias", 0),
+    "generator": ("generator", "PHASE_BACKWARD", "generator.bias", 4),
     "no-module": (0, "PHASE_BACKWARD", "parameter 0 of group 0", 1),
     # Nobody has seen them arrive.
     "assigned": (0, None, "bias", None),

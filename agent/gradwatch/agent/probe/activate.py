@@ -15,8 +15,11 @@ from gradwatch.agent.probe.autopsy import PART as AUTOPSY
 from gradwatch.agent.probe.ddp import DDPWatch
 from gradwatch.agent.probe.dry_steps import leave_dry_steps_out
 from gradwatch.agent.probe.fsdp import FSDPWatch
+from gradwatch.agent.probe.inspection.updates import PART as UPDATES
+from gradwatch.agent.probe.inspection.updates import patch_gradient_changes
 from gradwatch.agent.probe.passes import PART
 from gradwatch.agent.probe.phases.armed import PART as ARMED
+from gradwatch.agent.probe.resumed import PART as RESUMED
 from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
 from gradwatch.agent.probe.second_moments import PART as MOMENTS
@@ -24,6 +27,7 @@ from gradwatch.agent.probe.settings import Settings
 from gradwatch.agent.probe.single import SingleWatch
 from gradwatch.agent.probe.steps import patch_optimizers
 from gradwatch.agent.probe.torch_hooks.exchanges import notice_exchanges
+from gradwatch.agent.probe.unowned import PART as UNOWNED
 from gradwatch.agent.probe.unwatched import why_unwatched
 from gradwatch.agent.probe.watcher import Watcher
 
@@ -74,6 +78,7 @@ def activate() -> Probe | None:
     fsdp = FSDPWatch(watcher)
     fsdp.install()
     single = watcher.single = SingleWatch(watcher)
+    watcher.resumed.install()
     _patch_backward(watcher, single)
     _patch_optimizers(watcher, single)
     leave_dry_steps_out(watcher.clock)
@@ -111,6 +116,9 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
     arrivals = watcher.arrivals
     single_begins = _guarded(watcher, alone.PART, single.backward_begins)
     remove_gone = _guarded(watcher, "models", watcher.remove_gone)
+
+    unowned = watcher.unowned
+    unowned_begins = _guarded(watcher, UNOWNED, unowned.backward_begins)
     loss_begins = _guarded(watcher, RECORDER, watcher.losses.backward_begins)
 
     def begins(losses: Any, gradients: Any) -> None:
@@ -119,6 +127,8 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
             loss_begins(losses)
             armed_begins()
             single_begins(losses, gradients)
+            if unowned.outdated or unowned.model is not None:
+                unowned_begins(losses, gradients)
 
     loss_over = _guarded(watcher, RECORDER, watcher.losses.backward_over)
     armed_begins = _guarded(watcher, ARMED, lambda: watcher.armed.begins(watcher.losses.current))
@@ -131,6 +141,8 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
 
     patch_backward(begins, ended)
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
+    arrivals.when_over.append(_guarded(watcher, UNOWNED, unowned.backward_over))
+    arrivals.when_over.append(_guarded(watcher, UPDATES, watcher.updates.backward_over))
 
 
 def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
@@ -145,20 +157,32 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
     guard_after = None if guarding is None else guarded("guard", guarding.after)
+    resumed = watcher.resumed
+    resumes = guarded(RESUMED, resumed.attempted)
+    unowned_steps = guarded(UNOWNED, watcher.unowned.stepping)
+    looked_at = guarded(UPDATES, watcher.updates.before)
+    updated = guarded(UPDATES, watcher.updates.after)
     by_itself = True
 
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         nonlocal by_itself
         single_steps(optimizer)
+        if resumed.waits:
+            resumes()
         if not watcher.watching:
             watcher.unwatched(why_unwatched(optimizer))
         if clock.enter(attempt, optimizer):
             by_itself = attempt is optimizer
+            unowned_steps(optimizer)
             call = single_before(attempt, optimizer, args, kwargs)
             call = replays(attempt, optimizer, *(call or (args, kwargs))) or call
-            # A GradScaler has a wheel of its own.
-            return (before(optimizer, *(call or (args, kwargs))) or call) if by_itself else call
+            if not by_itself:
+                # A GradScaler has a wheel of its own.
+                return call
+            call = looked_at(optimizer, *(call or (args, kwargs))) or call
+            return before(optimizer, *(call or (args, kwargs))) or call
         if attempt is optimizer and not by_itself and clock.depth == _INSIDE:
+            looked_at(optimizer, (), {})
             return unguarded(optimizer, (), {}) if before_scaled is None else before_scaled(optimizer)
         return None
 
@@ -170,18 +194,22 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         if attempt is optimizer and guard_after is not None:
             guard_after(optimizer)
         update_over(attempt, optimizer)
+        if clock.is_outermost(attempt):
+            updated(optimizer)
         if count(attempt, optimizer):
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
-    watcher_scaled, single_scaled = (
+    watcher_scaled, single_scaled, unowned_scaled = (
         guarded(PART, watcher.loss_scaled),
         guarded(alone.PART, single.loss_scaled),
+        guarded(UNOWNED, watcher.unowned.loss_scaled),
     )
 
     def scaled(losses: Any, scaler: Any) -> None:
         watcher_scaled(losses, scaler)
         single_scaled(losses)
+        unowned_scaled(losses)
 
     patch_optimizers(
         _unless_still(clock, guarded("steps", enter)),
@@ -190,4 +218,16 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         reload.scale_updated,
         scaled,
     )
-    alone.patch_parameter_groups(guarded(alone.PART, single.given))
+    patch_gradient_changes(
+        guarded(UPDATES, watcher.updates.clipped), guarded(UPDATES, watcher.updates.unscaled)
+    )
+    alone_given, unowned_given = (
+        guarded(alone.PART, single.given),
+        guarded(UNOWNED, watcher.unowned.given),
+    )
+
+    def given(optimizer: Any) -> None:
+        alone_given(optimizer)
+        unowned_given(optimizer)
+
+    alone.patch_parameter_groups(given)

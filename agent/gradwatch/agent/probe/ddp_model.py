@@ -183,7 +183,7 @@ class DDPModel(WatchedModel):
 
     def _bucket(self, bucket: GradBucket) -> Bucket:
         buffer = bucket.buffer()
-        keys = tuple(self._keys[id(parameter)] for parameter in bucket.parameters())
+        keys = tuple(map(self._keys.__getitem__, map(id, bucket.parameters())))
         if buffer.layout != torch.strided:
             # One sparse gradient, of which the bucket gives no view.
             return Bucket(bucket.index(), buffer, lambda: [(keys[0], buffer)])

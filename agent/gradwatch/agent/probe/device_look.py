@@ -125,6 +125,12 @@ class DeviceLook:
         self._slot = None
         return None
 
+    def send(self) -> None:
+        """See `Look.send`."""
+        if self._slot is not None:
+            self._ring.release(self._slot)
+        self._slot = None
+
     def arrived(self, *, wait: bool = False) -> list[RoundResult]:
         """See `Look.arrived`."""
         unseen, self._unseen = self._unseen, []
@@ -177,6 +183,7 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
     result.loss, result.loss_scale = (
         values[number] if isinstance(number, int) else number for number in flight.numbers or (None, None)
     )
+    result.weights_finite = _known(flight.facts[0], values) if flight.facts else None
     known: tuple[Origin, tuple[Pass, ...]] | None = None
     for bucket in flight.buckets:
         found = _values_at(bucket.keys, bucket.places, values)
@@ -184,7 +191,9 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
         bad = _bad_among(found)
         if bad:
             known = known or _origin(flight, values)
-            result.findings.append(BucketFindings(flight.moment, bucket.index, bad, *known))
+            result.findings.append(
+                BucketFindings(flight.moment, bucket.index, bad, *known, weights_finite=result.weights_finite)
+            )
     if flight.reduced_looked:
         result.reduced_bad = any(
             place is not None and not math.isfinite(values[place])
@@ -198,6 +207,11 @@ def _landed(flight: _Flight, values: list[float]) -> RoundResult:
         origin, _ = known or _origin(flight, values)
         result.reduced = ReducedFindings(bad, origin.overflow)
     return result
+
+
+def _known(place: int | bool | None, values: list[float]) -> bool | None:
+    """A fact that has been read out."""
+    return place if place is None or isinstance(place, bool) else math.isfinite(values[place])
 
 
 def _values_at(keys: Sequence[int], places: Sequence[int | None], values: list[float]) -> dict[int, float]:

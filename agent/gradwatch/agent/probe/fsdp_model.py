@@ -13,17 +13,17 @@ from gradwatch.agent.probe.fsdp_shards import (
     Shards,
     has_other_entrances,
     leave_collectives_out,
-    local,
     make_whole,
 )
 from gradwatch.agent.probe.model import WatchedModel, on_arrival
-from gradwatch.agent.probe.parameters import Names, class_name, name_places
+from gradwatch.agent.probe.parameters import Names, class_name, local, name_places
 from gradwatch.agent.probe.passes import Leaves
 from gradwatch.agent.probe.rounds import Bucket, ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from gradwatch.agent.probe.parameters import ParameterInfo
     from gradwatch.agent.probe.passes import Fact
     from gradwatch.agent.probe.rounds import Moment
     from gradwatch.agent.probe.watcher import Watcher
@@ -228,6 +228,21 @@ class FSDPModel(WatchedModel):
     def gradients(self) -> list[torch.Tensor]:
         """This rank's shards of the reduced gradients."""
         return _gradients(self.parameters())
+
+    # ------------------------------------------------------------------ the update
+
+    def as_taken(self) -> list[torch.Tensor]:
+        """The gradients that an optimizer takes: changed as a whole, or this rank's part."""
+        gradients = [one.grad for one in self.parameters() if one.grad is not None]
+        return [*gradients, *map(local, gradients)]
+
+    def _held_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's shards."""
+        return [(one.sharded_param, local(one.sharded_param)) for one in self.shards.fsdp_params()]
+
+    def _infos_of(self, weights: Sequence[torch.Tensor]) -> list[ParameterInfo]:
+        keys = {id(one.sharded_param): self._fsdp_keys[one] for one in self.shards.fsdp_params()}
+        return [self.info(keys[id(one)]) for one in weights]
 
     # ------------------------------------------------------------------ a replay
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from gradwatch.agent.probe.parameters import local
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -52,12 +54,6 @@ class Shards:
     def held(self) -> list[torch.Tensor]:
         """What this rank holds of each parameter."""
         return [local(parameter.sharded_param).detach() for parameter in self.fsdp_params()]
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of it: any computation with a DTensor may be a collective."""
-    held: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return held
 
 
 def make_whole(

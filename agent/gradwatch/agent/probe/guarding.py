@@ -10,6 +10,8 @@ import torch
 
 from gradwatch.agent.probe.agreement import Agreement
 from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_finite, all_fused
+from gradwatch.agent.probe.rank import world_size
+from gradwatch.agent.probe.unanimous import all_see
 
 if TYPE_CHECKING:
     from gradwatch.agent.probe.guard import GuardPolicy, Tally
@@ -95,7 +97,8 @@ class Guarding:
             self._models = []
             self._watcher.second_moments.before(optimizer, (), {})
             return
-        if self._watcher.second_moments.overflows(optimizer, self._models, skipped=True):
+        overflows = self._watcher.second_moments.overflows(optimizer, self._models, skipped=True)
+        if overflows or self._changed_to_bad():
             self._held = HeldGradients(optimizer)
 
     def after(self, optimizer: Any) -> None:
@@ -150,6 +153,7 @@ class Guarding:
         bad = any(_is_bad(model) for model in self._models) or overflows(
             optimizer, self._models, skipped=True
         )
+        bad = bad or self._changed_to_bad()
         if bad:
             # The weights are held: what a device has seen can be replayed, once it is known.
             late = [model for model in self._models if not model.on_host]
@@ -160,6 +164,28 @@ class Guarding:
             bad = self._agreed(bad=bad)
         if bad:
             self._held = HeldGradients(optimizer)
+
+    def _changed_to_bad(self) -> bool:
+        """Whether the script has made gradients bad that were finite after their reduction.
+
+        Nobody knows whether it has done so on all ranks. A rank that skips by itself would drift apart from
+        the others, unseen; one that goes on has bad weights, which all see in the next round. So they skip
+        only if all see it.
+        """
+        changed = [model for model in self._models if model.taken_bad]
+        return bool(changed) and all(map(self._is_so_on_all_ranks, changed))
+
+    def _is_so_on_all_ranks(self, model: WatchedModel) -> bool:
+        if model.differs_by_rank or model.group_size == 1:
+            return True  # they agree on it afterwards, or there is but one
+        if model.group_size != world_size():
+            return False
+        generation = self._watcher.settings.generation
+        try:
+            return all_see(f"{generation}/{model.root}/{model.last_round}/{model.attempts.count}")
+        except Exception as error:
+            self._watcher.fuses.blow("guard of changed gradients", error)
+            return False
 
     def _agreed(self, *, bad: bool) -> bool:
         """Whether any rank sees a bad gradient. A collective, in a process group of its own."""

@@ -46,6 +46,9 @@ class Look(Protocol):
             The largest magnitude, if known at once: NaN if there is one, 0 if no square of it overflows.
         """
 
+    def send(self) -> None:
+        """No more of the newest moment will be looked at: read out what has been."""
+
     @property
     def reduced_flag(self) -> torch.Tensor | None:
         """On the device, whether the last reduced gradients looked at are bad; None if the host knows.
@@ -92,6 +95,9 @@ class HostLook:
                 found = scan.magnitude(buffer)
                 magnitude = magnitude if found <= magnitude or math.isnan(magnitude) else found
         return magnitude
+
+    def send(self) -> None:
+        """See `Look.send`: all is known."""
 
     @property
     def reduced_flag(self) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ import functools
 import math
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,16 @@ import torch
 from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.autopsy.capsule import version_of
 from gradwatch.agent.probe.device_look import DeviceLook
+from gradwatch.agent.probe.inspection.taken import Taken
+from gradwatch.agent.probe.inspection.weights import BadWeight, WeightsState, bad_in
 from gradwatch.agent.probe.look import HostLook
-from gradwatch.agent.probe.parameters import Names, class_name, name_parameters
-from gradwatch.agent.probe.passes import Passes
+from gradwatch.agent.probe.parameters import Names, class_name, local, name_parameters
+from gradwatch.agent.probe.passes import Pass, Passes
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.recorder import Recorder
 from gradwatch.agent.probe.replica import ReplicaCheck
-from gradwatch.agent.probe.rounds import ReducedFindings, bad_gradients
+from gradwatch.agent.probe.rounds import BucketFindings, ReducedFindings, bad_gradients
+from gradwatch.agent.probe.steps import Attempts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.fsdp_shards import Shards
     from gradwatch.agent.probe.look import Look
     from gradwatch.agent.probe.parameters import ParameterInfo
-    from gradwatch.agent.probe.passes import Fact, Pass
-    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Moment
+    from gradwatch.agent.probe.passes import Fact
+    from gradwatch.agent.probe.rounds import BadGradient, Bucket, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
 # Values per round: of each parameter before a backward pass or a reduction and after it; and of each bucket,
@@ -64,6 +68,7 @@ class WatchedModel:
         device: where its gradients are.
         source: which look finds bad gradients, as in the `NonFinite` message.
         reduces: whether what `look_after` sees is the work of a reduction.
+        replayed: whether a pass of it may be replayed.
         replicates: whether each rank of the group holds the same parameters.
         last_round: the newest round that was reduced.
         last_step: the step of that round.
@@ -80,10 +85,17 @@ class WatchedModel:
         differs_by_rank: whether each rank sees another part of the reduced gradients.
         fused_updates: by optimizers that no parameter's version tells of.
         shards: of the parameters; None where each rank holds them whole.
+        attempts: of its updates.
+        weights: what is known of them.
+        taken: its gradients, as they have been looked at after their reduction.
+        taken_bad: they were changed since, and are bad, as an optimizer takes them.
+        unreduced: keys of those that a backward pass has changed since, without a reduction.
+        eager: updates take such gradients, so they are looked at at the end of each such backward pass.
     """
 
     source = "gradient"
     reduces = True
+    replayed = True
     replicates = False
     differs_by_rank = False
     shards: Shards | None = None
@@ -102,6 +114,16 @@ class WatchedModel:
     ) -> None:
         self.root = root
         self.fuses = watcher.fuses
+        self.attempts = Attempts()
+        self.weights = WeightsState()
+        self.taken = Taken()
+        self.taken_bad = False
+        self.unreduced: set[int] = set()
+        self.eager = False
+        self._round_order: list[int] = []
+        self._unreduced_told: set[int] = set()
+        self._hold: Moment | None = None
+        self._moved = False
         self.last_round = self.last_step = 0
         self.fused_updates = 0
         self.bad_round: int | None = None
@@ -144,6 +166,7 @@ class WatchedModel:
         )
         self._pass: Pass | None = None
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
+        self._weights_before = self._weights_now()
 
     def follow_arrivals(self) -> None:
         """Have every parameter tell when its gradient arrives."""
@@ -237,9 +260,13 @@ class WatchedModel:
         watcher = self._watcher
         moment = self._moment
         if moment is None:
-            moment = self._moment = watcher.round_log.begin(
-                self.root, self._passes.take(), self._parameter_fact()
-            )
+            self._new_round()
+            moment = self._moment = watcher.round_log.begin(self, self._passes.take(), self._parameter_fact())
+            self._round_order = moment.order
+            if self.eager:
+                # More of the same round may come after its reduction, until the update.
+                self._hold = replace(moment)
+                watcher.round_log.tally.begin(self._hold)
             self._check_replicas(moment)
         findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
@@ -255,9 +282,17 @@ class WatchedModel:
             watcher.round_log.remember(self, moment, moment.loss, moment.loss_scale)
         watcher.round_log.end_local(moment, seen=isinstance(self.look, HostLook))
 
+    def _new_round(self) -> None:
+        """Gradients come that no optimizer has taken yet."""
+        self.attempts.new_round()
+        self._watcher.new_round(self)
+        self._let_go()
+
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""
-        if not self._replicas.is_due() or not self.fuses.intact(replica.PART):
+        is_due = self._replicas.is_due()
+        self._watcher.weights.round_begins(self, moment, due=is_due)
+        if not is_due or not self.fuses.intact(replica.PART):
             return
         try:
             comparable = self.replicates and self.group_size == world_size() > 1
@@ -287,6 +322,11 @@ class WatchedModel:
         self.last_round, self.last_step = moment.round, moment.step
         if bad and self.bad_round is None:
             self.bad_round, self.bad_step = moment.round, moment.step
+        if magnitude is not None and self.reduces:
+            if bad:
+                self.taken.forget()
+            else:
+                self.taken.remember(self.as_taken())
         self._watcher.autopsies.round_over(self, moment, bad=bad)
 
     def news(self, findings: list[BucketFindings]) -> list[BucketFindings]:
@@ -303,6 +343,118 @@ class WatchedModel:
         ]
         return ReducedFindings(bad_gradients(gradients), origin.overflow)
 
+    # ------------------------------------------------------------------ the update
+
+    def as_taken(self) -> list[torch.Tensor]:
+        """The gradients that an optimizer takes, whose versions tell whether they have been changed."""
+        return self.gradients()
+
+    def changed_gradients(self) -> list[tuple[int, torch.Tensor]]:
+        """By key, those that have been changed since they were seen finite, as this rank holds them."""
+        given = self.as_taken()
+        changed = {id(given[place]) for place in self.taken.changed(given)}
+        return [
+            (self._keys[id(parameter)], local(gradient))
+            for parameter in self.parameters()
+            if (gradient := parameter.grad) is not None
+            and not changed.isdisjoint((id(gradient), id(local(gradient))))
+        ]
+
+    def pass_over(self, order: list[int]) -> None:
+        """Gradients have arrived in a backward pass that is over.
+
+        Args:
+            order: keys of all parameters that have got one.
+        """
+        if order is self._round_order or self._infos.keys().isdisjoint(order):
+            return
+        arrived = self._infos.keys() & set(order)
+        self.unreduced |= arrived
+        if self.eager and self.on_host and self.bad_round is None:
+            passes = self._passes.take()
+            new = arrived - self._unreduced_told
+            gradients = [
+                (key, gradient)
+                for parameter in self.parameters()
+                if (key := self._keys[id(parameter)]) in new and (gradient := parameter.grad) is not None
+            ]
+            bad = bad_gradients(gradients)
+            if bad:
+                self.found_unreduced(bad, passes)
+            for one in passes:
+                one.release()
+
+    def found_unreduced(self, bad: Sequence[BadGradient], passes: Sequence[Pass] = ()) -> None:
+        """Gradients of this rank's own, which nobody reduces, are bad.
+
+        They belong to the round that was reduced last: those of the next one come after the update.
+
+        Args:
+            bad: those that are.
+            passes: that they are of, as far as they are known.
+        """
+        watcher, log = self._watcher, self._watcher.round_log
+        bad = [one for one in bad if one.key not in self._unreduced_told]
+        if not bad:
+            return
+        self._unreduced_told |= {one.key for one in bad}
+        *others, one = passes or [Pass(batch=watcher.batch, backward=max(0, watcher.arrivals.passes - 1))]
+        moment = log.begin_pass(
+            self, one, self._parameter_fact(), round_=max(0, log.tally.rounds - 1), others=tuple(others)
+        )
+        moment.order[:] = watcher.arrivals.order
+        self.source, source = "gradient", self.source
+        try:
+            origin = moment.origin_on_host()
+            log.found(self, BucketFindings(moment, 0, list(bad), origin, moment.passes), replay=bool(passes))
+        finally:
+            self.source = source
+            log.tally.settle(moment)
+            watcher.autopsies.round_over(self, moment, bad=None)
+
+    def update_over(self) -> None:
+        """An attempt of an update is over."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """What comes now is of another round."""
+        self.unreduced.clear()
+        self._unreduced_told.clear()
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._watcher.round_log.tally.settle(hold)
+
+    def has_not_moved(self) -> bool:
+        """Whether no update before the one that is just over has changed the weights."""
+        if self._moved:
+            return False
+        now = self._weights_now()
+        self._moved, self._weights_before = now != self._weights_before, now
+        return True
+
+    def bad_weights(self) -> list[BadWeight] | None:
+        """Those that are not finite, in the order of the model; None on a device."""
+        if not self.on_host:
+            return None
+        found = [(one, finding) for one, held in self._held_weights() if (finding := bad_in(held))]
+        infos = self._infos_of([parameter for parameter, _ in found])
+        return [
+            BadWeight(info.name, info.numel, finding, parameter)
+            for info, (parameter, finding) in zip(infos, found, strict=True)
+        ]
+
+    def _held_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Its weights, with those that are not trained, and what this rank holds of each."""
+        module = self.module()
+        weights = self.parameters() if module is None else module.parameters()
+        return [(one, local(one)) for one in weights]
+
+    def _infos_of(self, weights: Sequence[torch.Tensor]) -> list[ParameterInfo]:
+        module = self.module()
+        if module is None or not weights:
+            return [self.info_of(one) for one in weights]
+        return [info for _, info in name_parameters(module, weights)]
+
     # ------------------------------------------------------------------ the guard
 
     def why_ranks_may_disagree(self) -> str | None:
@@ -311,7 +463,11 @@ class WatchedModel:
 
     def gradients(self) -> list[torch.Tensor]:
         """The reduced gradients that this rank has."""
-        return [gradient for parameter in self.parameters() if (gradient := parameter.grad) is not None]
+        return [
+            gradient
+            for reference in self._parameters
+            if (parameter := reference()) is not None and (gradient := parameter.grad) is not None
+        ]
 
     @property
     def has_error_feedback(self) -> bool:
@@ -329,6 +485,11 @@ class WatchedModel:
         self.last_round, self.bad_round, self.attempted = 0, None, False
         self.reduced_magnitude = 0.0
         self.reduced_excused, self.flight_told = None, False
+        self.weights = WeightsState()
+        self.taken.forget()
+        self.unreduced.clear()
+        self._unreduced_told.clear()
+        self._hold, self._round_order = None, []
         self.recorder.start_over()
 
     def catch_up(self, *, wait: bool = False) -> None:
@@ -356,6 +517,10 @@ class WatchedModel:
         """The `id`s of the parameters with these keys."""
         wanted = set(keys)
         return {one for one, key in self._keys.items() if key in wanted}
+
+    def find_key(self, parameter: torch.Tensor) -> int | None:
+        """The same; None where it is another one's."""
+        return self._keys.get(id(parameter))
 
     def info_of(self, parameter: torch.Tensor) -> ParameterInfo:
         """One of its parameters."""
@@ -438,3 +603,9 @@ class WatchedModel:
 def on_arrival(parameter: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> RemovableHandle:
     """Have `hook` called when the parameter's gradient has been accumulated."""
     return parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def can_be_followed(parameter: torch.Tensor) -> bool:
+    """Whether a parameter can tell when its gradient arrives."""
+    # One that is sharded (a DTensor) belongs to who has sharded it.
+    return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "_local_tensor")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe.parameters import Names, ParameterInfo, dtype_name, name_parameters
+from gradwatch.agent.probe.variables import names_of_variables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +34,8 @@ def names_of(
     if missing:
         found = sorted(_outermost_modules(), key=lambda module: _rank(module, missing))
         roots += [module for module in found if _take(module, missing)]
-    labels = _labels(roots)
+    classes = _classes(roots)
+    labels = _labels(roots, classes)
     infos: dict[int, ParameterInfo] = {}
     for root, label in zip(roots, labels, strict=True):
         owned = _parameters_of(root)
@@ -43,7 +45,7 @@ def names_of(
         infos.setdefault(id(parameter), info)
     unnamed = ParameterInfo("<unknown>", "", "", (), "")
     named = [(parameter, infos.get(id(parameter), unnamed)) for parameter in parameters]
-    classes = labels or sorted({type(optimizer).__name__ for optimizer in optimizers})
+    classes = classes or sorted({type(optimizer).__name__ for optimizer in optimizers})
     return Names(", ".join(classes), named)
 
 
@@ -102,7 +104,7 @@ def _take(module: torch.nn.Module, missing: set[int]) -> bool:
     return bool(owned)
 
 
-def _labels(modules: Sequence[torch.nn.Module]) -> list[str]:
+def _classes(modules: Sequence[torch.nn.Module]) -> list[str]:
     """The classes of several modules, the second of one class with its number."""
     labels: list[str] = []
     for module in modules:
@@ -110,6 +112,12 @@ def _labels(modules: Sequence[torch.nn.Module]) -> list[str]:
         same = sum(label.split(" ")[0] == name for label in labels)
         labels.append(f"{name} {same + 1}" if same else name)
     return labels
+
+
+def _labels(modules: Sequence[torch.nn.Module], classes: Sequence[str]) -> list[str]:
+    """What to put before the names of several modules' parameters: the script's own variable, else the class."""
+    names = names_of_variables(modules) if len(modules) > 1 else {}
+    return [names.get(id(module), label) for module, label in zip(modules, classes, strict=True)]
 
 
 def _below(label: str, info: ParameterInfo) -> ParameterInfo:

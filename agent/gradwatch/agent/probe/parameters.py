@@ -108,6 +108,12 @@ def _unknown(parameter: torch.Tensor) -> ParameterInfo:
     return ParameterInfo("<unknown>", "", "", tuple(parameter.shape), dtype_name(parameter.dtype))
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of it: any computation with a DTensor may be a collective."""
+    held: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return held
+
+
 def class_name(module: torch.nn.Module) -> str:
     """The class that the author wrote: `fully_shard` gives a module a subclass of it and of `FSDPModule`."""
     kind = type(module)

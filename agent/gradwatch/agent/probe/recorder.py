@@ -5,6 +5,7 @@ What it has is told with the first bad round of a stretch, and when gradients gr
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Recorder:
             facts: about it.
             magnitudes: of its local gradients, by key; those without a gradient count as 0.
         """
-        row = [magnitudes.get(key, 0.0) for key in self._keys]
+        row = list(map(magnitudes.get, self._keys, itertools.repeat(0.0)))
         self._magnitudes[self._count % self._capacity] = torch.tensor(row, dtype=torch.float64)
         self._count += 1
         self.rounds = [*self.rounds[1 - self._capacity :], facts] if self._capacity > 1 else [facts]

@@ -53,16 +53,16 @@ class RoundLog:
         # The step of the newest loss that was not finite though the gradients were.
         self._bad_loss: int | None = None
 
-    def begin(self, root: int, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
+    def begin(self, model: WatchedModel, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
         """The first bucket of a reduction is ready.
 
         Args:
-            root: ordinal of the model.
+            model: whose.
             passes: of the model, that are reduced now.
             parameters: gives whether its parameters are finite.
         """
         return self._begin(
-            root=root,
+            model,
             round_=self.tally.next_round(),
             microbatch=0 if self._watcher.arrivals.passes <= 1 else None,
             batch=self._watcher.batch,
@@ -71,31 +71,41 @@ class RoundLog:
             parameters=parameters,
         )
 
-    def begin_pass(self, root: int, one: Pass, parameters: Callable[[], Fact]) -> Moment:
+    def begin_pass(
+        self,
+        model: WatchedModel,
+        one: Pass,
+        parameters: Callable[[], Fact],
+        *,
+        round_: int | None = None,
+        others: tuple[Pass, ...] = (),
+    ) -> Moment:
         """A backward pass begins where nothing is reduced: the passes until `end_local` are one round.
 
         Args:
-            root: ordinal of the model.
+            model: whose.
             one: what is known of the pass.
             parameters: gives whether the model's parameters are finite.
+            round_: to which the pass belongs; None for the one to come.
+            others: forward passes before it, with the same backward pass.
 
         Returns:
             The pass's own moment; to be `end_local`'s, or forgotten.
         """
         return self._begin(
-            root=root,
-            round_=self.tally.rounds,
+            model,
+            round_=self.tally.rounds if round_ is None else round_,
             microbatch=one.backward,
             batch=one.batch,
             order=[],
-            passes=(one,),
+            passes=(*others, one),
             parameters=parameters,
         )
 
     def _begin(
         self,
+        model: WatchedModel,
         *,
-        root: int,
         round_: int,
         microbatch: int | None,
         batch: str | None,
@@ -107,7 +117,7 @@ class RoundLog:
         if self.first_at is None:
             self.first_at = time.perf_counter()
         moment = Moment(
-            root=root,
+            root=model.root,
             round=round_,
             step=watcher.clock.step,
             microbatch=microbatch,
@@ -118,6 +128,7 @@ class RoundLog:
             loss=watcher.losses.loss,
             loss_scale=watcher.losses.scale,
             learning_rate=watcher.learning_rate,
+            model_step=model.attempts.count,
         )
         self.tally.begin(moment)
         return moment
@@ -126,8 +137,14 @@ class RoundLog:
         """Nothing of it is to be waited for."""
         self.tally.forget(moment)
 
-    def found(self, model: WatchedModel, findings: BucketFindings) -> None:
-        """Non-finite local gradients: write them down before they are reduced."""
+    def found(self, model: WatchedModel, findings: BucketFindings, *, replay: bool = True) -> None:
+        """Non-finite local gradients: write them down before they are reduced.
+
+        Args:
+            model: whose they are.
+            findings: what is bad.
+            replay: the pass may be replayed once its round is over.
+        """
         tally, round_ = self.tally, findings.moment.round
         tally.found(model.root, round_, overflow=findings.origin.overflow)
         if tally.brief:
@@ -136,11 +153,11 @@ class RoundLog:
         excused = tally.is_excused(round_)
         findings = self._with_the_loss(model, findings)
         message = nonfinite_message(model, findings, excused=excused, exchanged=self._watcher.has_exchanged)
-        self._watcher.append("nonfinite", message)
+        self._watcher.append("nonfinite", message | self._watcher.weights.bad_gradients(model, findings))
         first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
         spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
-        if first and not spread:
+        if first and replay and model.replayed and not spread:
             self._watcher.autopsies.found(model, findings)
 
     def _with_the_loss(self, model: WatchedModel, findings: BucketFindings) -> BucketFindings:
@@ -244,6 +261,7 @@ class RoundLog:
             model.reduced_excused, model.flight_told = None, False
         self.tally.reduced(model.root, moment.round, bad=bad)
         if bad:
+            self._watcher.weights.suspect = True
             # Every rank sees this in the same round: with their watermarks written at once,
             # the verdict waits for no timer.
             self._watcher.write_progress()
@@ -266,6 +284,7 @@ class RoundLog:
     def landed(self, model: WatchedModel, results: list[RoundResult]) -> None:
         """Read-outs have arrived from the device, oldest first."""
         for result in results:
+            self._watcher.weights.read_out(model, result.moment, finite=result.weights_finite)
             for findings in model.news(result.findings):
                 self.found(model, findings)
             if result.reduced_bad is None and result.moment.round >= self.tally.rounds:

@@ -38,6 +38,7 @@ class Moment:
         loss: of the newest backward pass, before it was scaled.
         loss_scale: by what a GradScaler multiplied it.
         learning_rate: of the last update attempt.
+        model_step: update attempts of the model before; None when not known.
     """
 
     root: int
@@ -52,6 +53,7 @@ class Moment:
     loss: Number = None
     loss_scale: Number = None
     learning_rate: float | None = None
+    model_step: int | None = None
 
     def origin_on_host(self) -> Origin:
         """Where it began on this rank, by what the host knows."""
@@ -95,6 +97,7 @@ class BucketFindings:
         origin: where it began on this rank.
         passes: those of the moment, with facts that the host knows.
         note: a sentence on how the loss made them bad; "" for none.
+        weights_finite: the model's, before the step, as a device tells it; None when not known.
     """
 
     moment: Moment
@@ -103,6 +106,7 @@ class BucketFindings:
     origin: Origin = field(default_factory=Origin)
     passes: tuple[Pass, ...] = ()
     note: str = ""
+    weights_finite: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class RoundResult:
         reduced: what is non-finite in them.
         loss: as in `Moment`, known by now.
         loss_scale: likewise.
+        weights_finite: as in `BucketFindings`.
     """
 
     moment: Moment
@@ -137,6 +142,7 @@ class RoundResult:
     reduced: ReducedFindings | None = None
     loss: float | None = None
     loss_scale: float | None = None
+    weights_finite: bool | None = None
 
     def reduced_findings(self) -> ReducedFindings | None:
         """Known by now."""

@@ -29,6 +29,8 @@ class Settings:
     read_out_every_step: bool = False
     # Rounds between two checksums of the parameters; 0 for none.
     replica_check_every: int = 100
+    # Of the checkpoint that the job was told to go back to.
+    resume_path: str | None = None
 
     @property
     def holds_weights(self) -> bool:
@@ -57,5 +59,6 @@ class Settings:
             read_out_every_step=reads_out_every_step(asked),
             checkpoints_root=Path(root) if root else None,
             replica_check_every=int(environ.get("GRADWATCH_REPLICA_CHECK_EVERY") or 100),
+            resume_path=environ.get("GRADWATCH_RESUME_PATH") or None,
             autopsy=environ.get("GRADWATCH_AUTOPSY", "").lower() not in {"off", "no", "false", "0"},
         )

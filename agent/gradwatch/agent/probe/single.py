@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from gradwatch.agent.probe.guard import after_closure
-from gradwatch.agent.probe.model import on_arrival
+from gradwatch.agent.probe.model import can_be_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
 from gradwatch.agent.probe.single_model import SingleModel
 from gradwatch.agent.probe.watcher import SINGLE
@@ -105,7 +105,7 @@ class SingleWatch:
     def _follow(self, parameters: Iterable[torch.Tensor]) -> None:
         """Have parameters tell when their gradients arrive; those that can have one."""
         for parameter in parameters:
-            if not _can_be_followed(parameter):
+            if not can_be_followed(parameter):
                 continue
             known = self._hooks.get(id(parameter))
             if known is not None and known[1].id in (_hooks_of(parameter) or ()):
@@ -198,7 +198,7 @@ class SingleWatch:
         modules = [one for known in self._modules if (one := known()) is not None]
         trained = [one for optimizer in optimizers for one in _parameters(optimizer)]
         trained += [one for module in modules for one in module.parameters()]
-        unique = {id(one): one for one in trained if id(one) in self._hooks and _can_be_followed(one)}
+        unique = {id(one): one for one in trained if id(one) in self._hooks and can_be_followed(one)}
         parameters = list(unique.values())
         if not parameters:
             return
@@ -273,11 +273,6 @@ def in_backward() -> bool:
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _can_be_followed(parameter: torch.Tensor) -> bool:
-    # One that is sharded (a DTensor) belongs to who has sharded it.
-    return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "_local_tensor")
 
 
 def _hooks_of(parameter: torch.Tensor) -> dict[int, Any] | None:

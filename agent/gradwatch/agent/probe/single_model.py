@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.model import WatchedModel
 from gradwatch.agent.probe.passes import Leaves, Pass, both
-from gradwatch.agent.probe.rounds import Bucket
+from gradwatch.agent.probe.rounds import Bucket, bad_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -145,9 +145,13 @@ class SingleModel(WatchedModel):
         # Without a call of `torch.autograd.backward` nothing is known of the loss.
         moment = self._begun or self._begin(Pass())
         self._begun = None
-        moment.order[:] = arrived
+        moment.order[:] = self._places(order)
         self._look_at(moment, [one for one in self._gradients_by_key() if one[0] in arrived])
         self._watcher.spent(time.perf_counter() - began)
+
+    def _places(self, order: Sequence[int]) -> Iterable[int]:
+        """Its own among the keys that have arrived, in their order."""
+        return dict.fromkeys(key for key in order if key in self._infos)
 
     def _begin(self, one: Pass) -> Moment:
         if self._parameters_now is None:
@@ -156,12 +160,14 @@ class SingleModel(WatchedModel):
         ordinal = self._watcher.arrivals.ordinal
         # What went bad in the micro-batches before has been told of.
         known = replace(one, batch=self._watcher.batch, backward=ordinal, before=True)
-        return self._watcher.round_log.begin_pass(self.root, known, self._parameters_now)
+        return self._watcher.round_log.begin_pass(self, known, self._parameters_now)
 
     def _look_at(self, moment: Moment, gradients: list[tuple[int, torch.Tensor]]) -> None:
         watcher = self._watcher
         if self._moment is None:
             self._arrived, self._takers = set(), set()
+            self._new_round()
+            self._watcher.weights.round_begins(self, moment, due=self._replicas.is_due())
         elif isinstance(self.look, HostLook):
             watcher.round_log.forget(self._moment)
         self._moment = moment
@@ -213,11 +219,11 @@ class SingleModel(WatchedModel):
                 self._look_at(self._begin(Pass()), unseen)
         if self._moment is not None:
             taken = own | (self._arrived - self._old)
-            self._end_round([gradient for key, gradient in gradients if key in taken])
+            self._end_round(optimizer, [one for one in gradients if one[0] in taken])
         self._takers.add(id(optimizer))
         self._watcher.spent(time.perf_counter() - began)
 
-    def _end_round(self, taken: list[torch.Tensor]) -> None:
+    def _end_round(self, optimizer: Any, taken: list[tuple[int, torch.Tensor]]) -> None:
         moment, self._moment = self._moment, None
         if moment is None:
             return
@@ -225,8 +231,18 @@ class SingleModel(WatchedModel):
         if isinstance(self.look, HostLook):
             self._watcher.round_log.remember(self, moment, moment.loss, moment.loss_scale)
         self._watcher.round_log.end_local(moment, seen=isinstance(self.look, HostLook))
+        was_finite = not self._spoilt and not self._old
         self._old = set()
-        self.look_after(moment, taken)
+        self.look_after(moment, [gradient for _, gradient in taken])
+        if self.on_host and was_finite and self.bad_round == moment.round:
+            self._changed_since(optimizer, taken)
+
+    def _changed_since(self, optimizer: Any, taken: list[tuple[int, torch.Tensor]]) -> None:
+        """The backward passes gave finite gradients, and the optimizer is given others."""
+        parameters = {self._keys[id(one)]: one for one in self.parameters()}
+        bad = bad_gradients(taken)
+        if bad:
+            self._watcher.weights.about_to_be_bad(self, optimizer, parameters[bad[0].key], bad)
 
     def start_over(self) -> None:
         """See `WatchedModel.start_over`."""

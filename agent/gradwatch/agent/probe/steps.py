@@ -1,8 +1,8 @@
 """The step: update attempts, for people.
 
-One attempt is the outermost `step()` of the first watched model's optimizer, or the
-`GradScaler.step` around it, whether or not it then changes the weights. The count starts at
-GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else at 0.
+One attempt is the outermost `step()` of the first watched model's optimizers, or the
+`GradScaler.step` around it, whether or not it then changes the weights. Those of one round are one. The count
+starts at GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else at 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,34 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+
+class Attempts:
+    """Counts the update attempts of one model: those of several optimizers in one round are one.
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        # By id, those that have attempted an update since the newest round.
+        self._optimizers: set[int] = set()
+
+    def new_round(self) -> None:
+        """Gradients come that no optimizer has taken yet."""
+        self._optimizers.clear()
+
+    def add(self, optimizer: Any) -> bool:
+        """An attempt of this optimizer is over; whether it is one more update."""
+        again = id(optimizer) in self._optimizers
+        is_new = again or not self._optimizers
+        if again:
+            # It steps more often than rounds come, and so may the others.
+            self._optimizers.clear()
+        self._optimizers.add(id(optimizer))
+        self.count += is_new
+        return is_new
 
 
 class StepClock:
@@ -34,11 +62,17 @@ class StepClock:
         self.attempts = 0
         self.stands_still = False
         self._told = resume_step is not None
+        self._resume_step = resume_step
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._chosen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._loaded: weakref.WeakSet[Any] = weakref.WeakSet()
         self._open: list[int] = []
+        self._updates = Attempts()
+
+    def new_round(self) -> None:
+        """A round of the model begins whose optimizers count."""
+        self._updates.new_round()
 
     def follow(self, parameters: Iterable[torch.Tensor]) -> None:
         """Count the optimizer of these parameters: those of the first watched model there is."""
@@ -60,6 +94,17 @@ class StepClock:
         """The user's own count, which stands over ours from now on."""
         self.step = self._first = int(step)
         self._told = True
+        self._resume_step = None
+
+    def resumes(self, resumed: bool) -> None:
+        """Whether the job has opened the checkpoint of the step it was told to resume at; before any update."""
+        if self._resume_step is None:
+            return
+        self._told = resumed
+        self.step = self._first = self._resume_step if resumed else 0
+        if not resumed:
+            for optimizer in list(self._loaded):
+                self.state_loaded(optimizer)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
@@ -112,8 +157,12 @@ class StepClock:
         """Attempts under way, one inside the other."""
         return len(self._open)
 
+    def is_outermost(self, attempt: Any) -> bool:
+        """Whether an attempt under way is inside of no other one."""
+        return bool(self._open) and self._open[0] == id(attempt)
+
     def leave(self, attempt: Any, optimizer: Any) -> bool:
-        """The attempt is over; the outermost one of our optimizer is a step.
+        """The attempt is over; the outermost one of our optimizers is a step, once a round.
 
         Returns:
             Whether it was one.
@@ -124,8 +173,9 @@ class StepClock:
         del self._open[self._open.index(key) :]
         if self._open or not self._counts(optimizer):
             return False
-        self.step += 1
-        return True
+        is_new = self._updates.add(optimizer)
+        self.step += is_new
+        return is_new
 
     def _counts(self, optimizer: Any) -> bool:
         known = self._ours.get(optimizer)

@@ -18,16 +18,21 @@ from gradwatch.agent.probe.arrival import Arrivals
 from gradwatch.agent.probe.autopsy.autopsies import Autopsies
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.guarding import Guarding
+from gradwatch.agent.probe.inspection.updates import Updates
+from gradwatch.agent.probe.inspection.weights import WeightsWatch
 from gradwatch.agent.probe.journal import Journal
 from gradwatch.agent.probe.losses import Losses
 from gradwatch.agent.probe.outputs import Outputs
 from gradwatch.agent.probe.phases.armed import Armed
 from gradwatch.agent.probe.rank import identify, unwatched_message, world_size
 from gradwatch.agent.probe.reload import Reload
+from gradwatch.agent.probe.resumed import PART as RESUMED
+from gradwatch.agent.probe.resumed import Resumed, local_path
 from gradwatch.agent.probe.round_log import RoundLog
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
+from gradwatch.agent.probe.unowned import UnownedWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +61,10 @@ class Watcher:
         second_moments: of the optimizers.
         learning_rate: the largest of the last update attempt; None when not known.
         round_log: of its rounds.
+        resumed: whether the job has opened what it was told to go back to.
+        unowned: what no model of it owns.
+        updates: that its optimizers attempt.
+        weights: of its models.
         replays_on_device: passes of a model on a device may be replayed, in the training process itself.
         models_told: models of this rank, of whatever kind; the ordinal of the next one.
         probe_seconds: time that the training has waited for the probe.
@@ -92,11 +101,16 @@ class Watcher:
         self.models_told = 0
         self.replays_on_device = False
         self.round_log = RoundLog(self)
+        self.resumed = Resumed(self, local_path(settings.resume_path))
+        self.unowned = UnownedWatch(self)
+        self.updates = Updates(self)
+        self.weights = WeightsWatch(self)
         self._count_from_0()
 
     def _count_from_0(self) -> None:
         """What belongs to one journal."""
         self.round_log.count_from_0()
+        self.weights.start_over()
         self._saves = Saves()
         self.probe_seconds = 0.0
 
@@ -154,9 +168,30 @@ class Watcher:
             self.replays_on_device = True
         if len(self._models) == 1:
             self.clock.follow(model.counted())
-        self._describe(model)
+        self.describe(model)
         self.models_told += 1
         self._watched = True
+        self._models_are_others()
+        self.weights.wrapped(model)
+
+    def next_root(self) -> int:
+        """The ordinal of a model that is not told of as long as no gradient of it arrives."""
+        self.models_told += 1
+        return self.models_told - 1
+
+    def _models_are_others(self) -> None:
+        self.updates.forget_models()
+        self.unowned.outdated = True
+
+    def new_round(self, model: WatchedModel) -> None:
+        """Gradients of a model come that no optimizer has taken yet."""
+        if self._models and model is self._models[0]:
+            self.clock.new_round()
+        if self.resumed.waits and self.fuses.intact(RESUMED):
+            try:
+                self.resumed.round_begins()
+            except Exception as error:
+                self.fuses.blow(RESUMED, error)
 
     @property
     def watching(self) -> bool:
@@ -182,10 +217,14 @@ class Watcher:
             return
         was_first = self._models[0] is model
         self._models.remove(model)
-        # Its read-outs may still be under way.
-        self._departed.append(model)
+        self._models_are_others()
+        self.depart(model)
         if was_first and self._models:
             self.clock.follow(self._models[0].counted())
+
+    def depart(self, model: WatchedModel) -> None:
+        """A model is not watched any more: its read-outs may still be under way."""
+        self._departed.append(model)
 
     @property
     def has_several(self) -> bool:
@@ -201,10 +240,15 @@ class Watcher:
         """Those under watch now."""
         return self._models
 
+    @property
+    def all_models(self) -> list[WatchedModel]:
+        """With those parameters that no model owns."""
+        apart = self.unowned.model
+        return self._models if apart is None else [*self._models, apart]
+
     def models_of(self, optimizer: Any) -> list[WatchedModel]:
         """The watched models of which the optimizer updates parameters."""
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        return [model for model in self._models if not updated.isdisjoint(model.parameter_ids)]
+        return [model for model in self.updates.models_of(optimizer) if model is not self.unowned.model]
 
     def unwatched(self, reason: str) -> None:
         """Say once that this process trains and nothing in it is watched, and why."""
@@ -300,6 +344,8 @@ class Watcher:
         }
         if self.round_log.magnitude is not None:
             message["magnitude"] = self.round_log.magnitude
+        if self.weights.finite is not None:
+            message |= {"weights_finite": self.weights.finite, "weights_step": self.weights.step}
         journal.progress(message)
 
     def start_over(self, generation: int, step: int | None, loaded: dict[str, Any]) -> None:
@@ -313,7 +359,7 @@ class Watcher:
         Raises:
             OSError: the spool cannot be written; nothing has changed.
         """
-        for model in self._models:
+        for model in self.all_models:
             model.catch_up()
         self._flush()
         ended, identity, journal = self._journal, self.identity, None
@@ -330,15 +376,15 @@ class Watcher:
         self._count_from_0()
         self.arrivals.forget_passes()
         self.autopsies.start_over()
-        for model in self._models:
+        for model in self.all_models:
             model.start_over()
         if self.guarding is not None:
             self.guarding.start_over()
         self.identity = identity
         if journal is not None and identity is not None:
             self._begin(journal, identity)
-            for model in self._models:
-                self._describe(model)
+            for model in self.all_models:
+                self.describe(model)
 
     def forget_error_feedback(self) -> None:
         """Clear what compressing comm hooks carry from round to round."""
@@ -349,6 +395,7 @@ class Watcher:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
             self._flush()
+            self.resumed.attempted()
             self.autopsies.finish()
             self.write_progress()
         except Exception as error:
@@ -362,7 +409,7 @@ class Watcher:
 
     def _flush(self) -> None:
         """Wait for the read-outs under way."""
-        for model in [*self._departed, *self._models]:
+        for model in [*self._departed, *self.all_models]:
             self.round_log.landed(model, model.look.arrived(wait=True))
             model.tell_checksum(wait=True)
 
@@ -376,7 +423,8 @@ class Watcher:
             self.append("hello", identity.hello(self.settings, self._device, self._framework))
         self.write_progress()
 
-    def _describe(self, model: WatchedModel) -> None:
+    def describe(self, model: WatchedModel) -> None:
+        """Journal a `Model` message."""
         named = self.identity is not None and self.identity.rank == 0
         self.append("model", model.as_message(with_parameters=named))
 

@@ -1,0 +1,1 @@
+"""Looks at weights, and at what an optimizer is given."""
