@@ -115,7 +115,11 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
             loss_begins(losses)
             single_begins(losses, gradients)
 
-    patch_backward(begins, arrivals.backward_ended)
+    def ended(failed: bool) -> None:
+        arrivals.backward_ended(failed)
+        watcher.losses.backward_ended()
+
+    patch_backward(begins, ended)
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
 
 

@@ -19,12 +19,18 @@ class Losses:
     Attributes:
         loss: before it was scaled.
         scale: of the GradScaler; None without one.
+        roots: nodes of the graph at which the newest backward pass began, as long as it is under way.
     """
 
     def __init__(self) -> None:
         self.loss: Number = None
         self.scale: Number = None
+        self.roots: list[Any] = []
         self._is_scaled = False
+
+    def backward_ended(self) -> None:
+        """It is over."""
+        self.roots = []
 
     def scaled(self, losses: Any, scaler: Any) -> None:
         """A GradScaler has scaled these."""
@@ -35,9 +41,15 @@ class Losses:
 
     def backward_begins(self, tensors: Any) -> None:
         """A backward pass begins at these."""
+        self.roots = [one.grad_fn for one in _tensors(tensors) if one.grad_fn is not None]
         if not self._is_scaled:
             self.loss, self.scale = scalar(tensors), None
         self._is_scaled = False
+
+
+def _tensors(nested: Any) -> list[torch.Tensor]:
+    several = nested if isinstance(nested, (list, tuple)) else [nested]
+    return [one for one in several if isinstance(one, torch.Tensor)]
 
 
 def scalar(nested: Any) -> Number:

@@ -22,7 +22,7 @@ from gradwatch.agent.probe.replica import ReplicaCheck
 from gradwatch.agent.probe.rounds import ReducedFindings, bad_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -235,6 +235,7 @@ class WatchedModel:
         findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
             watcher.round_log.found(self, findings)
+        watcher.autopsies.looked_at(moment, bucket)
         if is_last:
             self._all_seen(moment)
 
@@ -338,6 +339,11 @@ class WatchedModel:
         return self.recorder.nbytes + self.look.nbytes
 
     # ------------------------------------------------------------------ about it
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """The keys of its parameters."""
+        return self._infos
 
     def key_of(self, parameter: torch.Tensor) -> int:
         """The key of one of its parameters."""
