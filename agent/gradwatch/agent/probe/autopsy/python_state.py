@@ -200,11 +200,7 @@ class _Kept(_Holder):
 
 @dataclass
 class State:
-    """As it was.
-
-    Attributes:
-        doubts: what of it is not known.
-    """
+    """As it was."""
 
     inventory: Inventory
     values: list[tuple[Any, ...]]
@@ -215,6 +211,7 @@ class State:
     versions: list[int]
     generators: list[Any]
     forward: Any
+    _told: list[str] | None = None
 
     def restore(self) -> None:
         """Put all of it back."""
@@ -240,6 +237,8 @@ class State:
 
     def doubts(self) -> list[str]:
         """What of it is not known, or cannot be put back: phrases. To be asked before `restore`."""
+        if self._told is not None:
+            return self._told
         inventory = self.inventory
         phrases = [*inventory.doubts]
         kept = {id(container) for container, _ in self.contents}
@@ -293,6 +292,7 @@ class State:
 
     def take_over(self, plain: dict[str, Any]) -> list[str]:
         """Become what another process gave by `plain`, as far as it can be; phrases of what differs."""
+        self._told = self.doubts()
         inventory, names = self.inventory, plain["names"]
         if names.keys() != {holder.key for holder in inventory.holders}:
             return ["what its code reads is not the same on both ranks"]

@@ -92,7 +92,7 @@ class Shelf:
             "entering": _plain(capsule.entering),
             "numbers": capsule.numbers,
             "threads": capsule.threads,
-            "doubts": capsule.doubts,
+            "doubts": [*capsule.doubts, *([] if capsule.state is None else capsule.state.doubts())],
             "state": None if capsule.state is None else _plain(capsule.state.plain()),
             "about": _plain(about),
         }
