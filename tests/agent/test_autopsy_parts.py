@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import os
+import random
 import signal
 import stat
 import time
@@ -223,11 +224,12 @@ def test_children_are_not_waited_for_for_ever(stillborn):
 
 
 def capsule_of(*args):
-    rng = RandomState(torch.get_rng_state())
-    return Capsule(args, {"scale": 2.0}, rng, (True, torch.bfloat16), entering={0: torch.ones(2)})
+    rng = RandomState(torch.get_rng_state(), python=random.getstate())
+    entering = {0: torch.ones(2)}
+    return Capsule(args, {"scale": 2.0}, rng, (True, torch.bfloat16), entering=entering, threads=3)
 
 
-def test_a_capsule_is_taken_once_and_only_by_its_round(tmp_path):
+def test_a_capsule_is_taken_by_so_many_and_only_by_its_round(tmp_path):
     owner, other = Shelf(tmp_path, "abc"), Shelf(tmp_path, "abc")
     whole = torch.arange(1000.0)
     owner.put((0, 7), 3, capsule_of([whole[:3]]), {"microbatch": 1})
@@ -236,17 +238,21 @@ def test_a_capsule_is_taken_once_and_only_by_its_round(tmp_path):
     assert file.stat().st_size < 16_000, "not the whole of which it is a part"
     assert other.take((0, 8)) is None
     assert Shelf(tmp_path, "abd").take((0, 7)) is None
-    taken = other.take((0, 7))
-    assert taken is not None
-    rank, capsule, about = taken
-    assert (rank, about) == (3, {"microbatch": 1})
-    assert torch.equal(capsule.args[0][0], whole[:3])
-    assert capsule.kwargs == {"scale": 2.0}
-    assert capsule.autocast == (True, torch.bfloat16)
-    assert torch.equal(capsule.entering[0], torch.ones(2))
-    assert other.take((0, 7)) is None
+    others = [Shelf(tmp_path, "abc") for _ in range(3)]
+    for taken in (one.take((0, 7), most=2) for one in others[:2]):
+        assert taken is not None
+        assert (taken.rank, taken.about) == (3, {"microbatch": 1})
+        capsule = taken.capsule
+        assert torch.equal(capsule.args[0][0], whole[:3])
+        assert capsule.kwargs == {"scale": 2.0}
+        assert capsule.autocast == (True, torch.bfloat16)
+        assert torch.equal(capsule.entering[0], torch.ones(2))
+        assert capsule.threads == 3
+        assert capsule.rng.python == random.getstate()
+    assert others[2].take((0, 7), most=2) is None
+    for one in (owner, *others):
+        one.clear()
     assert list((tmp_path / spool.CAPSULES).iterdir()) == []
-    owner.clear()
 
 
 def test_what_nobody_takes_is_cleared_away(tmp_path):
@@ -326,6 +332,7 @@ def test_only_one_other_rank_replays_with_what_the_asker_has_laid_down(tmp_path)
         assert [*files] == [1], "what the asker holds is not a part of its own"
     assert own.claim(ROUND)
     assert not another.claim(ROUND)
+    assert another.claim(ROUND, most=2)
     assert another.claim((0, 8))
 
 

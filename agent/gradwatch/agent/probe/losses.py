@@ -46,6 +46,11 @@ class Losses:
         self._is_scaled = False
         self._left = LOOKED_AT
 
+    @property
+    def roots(self) -> tuple[Any, ...]:
+        """The nodes at which the backward pass under way began."""
+        return self.current.roots
+
     def scaled(self, losses: Any, scaler: Any) -> None:
         """A GradScaler has scaled these."""
         self.loss = scalar(losses)

@@ -271,6 +271,7 @@ class WatchedModel:
         findings = self.look.local(moment, bucket, brief=watcher.round_log.tally.brief)
         if findings is not None:
             watcher.round_log.found(self, findings)
+        watcher.autopsies.looked_at(moment, bucket)
         if is_last:
             self._all_seen(moment)
 
@@ -508,6 +509,11 @@ class WatchedModel:
         return self.recorder.nbytes + self.look.nbytes
 
     # ------------------------------------------------------------------ about it
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """The keys of its parameters."""
+        return self._infos
 
     def key_of(self, parameter: torch.Tensor) -> int:
         """The key of one of its parameters."""

@@ -23,7 +23,7 @@ from gradwatch.agent.probe.phases.loss_graph import MARK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules
+    from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules, ModelCapsules
     from gradwatch.agent.probe.fuses import Fuses
     from gradwatch.agent.probe.outputs import Outputs
     from gradwatch.agent.probe.phases.loss_pass import LossPass
@@ -211,7 +211,7 @@ class Passes:
         spent: Callable[[float], object],
         gradients: Callable[[], Sequence[torch.Tensor]],
         *,
-        capsules: Capsules | None = None,
+        capsules: Capsules | ModelCapsules | None = None,
         weights: Callable[[], tuple[int, ...]] = tuple,
         device: torch.device | None = None,
         loss: Callable[[], LossPass | None] = lambda: None,
@@ -286,6 +286,8 @@ class Passes:
         one.output = self._known(leaves, one, "output")
         if outputs is not None:
             outputs.made(one, leaves.tensors)
+        if one.capsule is not None and self._capsules is not None:
+            self._capsules.left(one.capsule, leaves.tensors, one.output)
         nodes: dict[int, tuple[Any, list[tuple[int, int]]]] = {}
         for ordinal, tensor in enumerate(leaves.tensors):
             if tensor.grad_fn is not None:

@@ -11,19 +11,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe.autopsy import PART
-from gradwatch.agent.probe.autopsy.capsule import Capsules
+from gradwatch.agent.probe.autopsy.capsule import Capsules, ModelCapsules
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.autopsy.handover import NoShardsError
 from gradwatch.agent.probe.autopsy.on_device import OnDevice
-from gradwatch.agent.probe.autopsy.replayer import Replayer
+from gradwatch.agent.probe.autopsy.proof import take_checksums
+from gradwatch.agent.probe.autopsy.replayer import PEERS, Replayer
 from gradwatch.agent.probe.phases.loss_pass import settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from gradwatch.agent.probe.fsdp_shards import Shards
     from gradwatch.agent.probe.model import WatchedModel
-    from gradwatch.agent.probe.rounds import BucketFindings, Moment
+    from gradwatch.agent.probe.rounds import Bucket, BucketFindings, Moment
     from gradwatch.agent.probe.watcher import Watcher
 
 
@@ -43,6 +45,8 @@ class Autopsies:
         self._watcher = watcher
         self._replayer = Replayer(watcher)
         self._due: dict[int, Due] = {}
+        # By root, the rounds of bad passes for whose replays a clean one is to speak.
+        self._rehearsals: dict[int, int] = {}
         self.on_device = OnDevice(watcher, self._replayer)
 
     @property
@@ -52,10 +56,12 @@ class Autopsies:
         on_host = self._due if self._watcher.fuses.intact("reduced") else ()
         return [*on_host, *self.on_device.held]
 
-    def capsules_for(self, model: WatchedModel) -> Capsules | None:
+    def capsules_for(self, model: WatchedModel) -> ModelCapsules | None:
         """Where a model's passes are kept; None where none could be replayed."""
         on_host = self._watcher.settings.autopsy and model.on_host
-        return self.capsules if on_host or self.on_device.can_replay(model) else None
+        if not on_host and not self.on_device.can_replay(model):
+            return None
+        return ModelCapsules(self.capsules, model.module)
 
     def found(self, model: WatchedModel, findings: BucketFindings) -> None:
         """The first bad round of a stretch: have it replayed once the time has come. Never raises."""
@@ -75,6 +81,16 @@ class Autopsies:
                 due.handover = self._replayer.handover()
                 if due.handover is not None:
                     due.handover.ask(due.name, model.shards)
+
+    def looked_at(self, moment: Moment, bucket: Bucket) -> None:
+        """A bucket of a round has been looked at, and is about to be reduced. Never raises."""
+        due = self._due.get(moment.round)
+        if due is None or not self._watcher.fuses.intact(PART):
+            return
+        try:
+            take_checksums(bucket, moment.magnitudes, due.checksums)
+        except Exception as error:
+            self._watcher.fuses.blow(PART, error)
 
     def forget(self, moment: Moment) -> None:
         """Its round is over, by an exception."""
@@ -113,9 +129,11 @@ class Autopsies:
                     # All ranks have seen what the reductions gave of the round that it was for.
                     self._replayer.clear()
                 else:
-                    self._replayer.own(model, due)
+                    self._judge(moment, self._replayer.own(model, due))
                 if due is None or due.handover is None:
                     self._help(model, moment, bad=bool(bad) and due is None)
+                if due is None and not bad:
+                    self._rehearse(model, moment)
         except Exception as error:
             fuses.blow(PART, error)
         finally:
@@ -126,6 +144,7 @@ class Autopsies:
     def start_over(self) -> None:
         """A checkpoint has been loaded: rounds count from 0 again."""
         self._due.clear()
+        self._rehearsals.clear()
         self.finish()
 
     def finish(self) -> None:
@@ -146,7 +165,17 @@ class Autopsies:
         if model.shards is not None:
             self._hand_over(model, model.shards, moment)
         elif bad and model.group_size > 1:
-            self._replayer.anothers(model, moment)
+            self._judge(moment, self._replayer.anothers(model, moment, most=PEERS))
+
+    def _judge(self, moment: Moment, told: dict[str, Any] | None) -> None:
+        """Have the next clean pass replayed where the bad one left nothing to compare its replay with."""
+        if told is not None and told["replay"] == "REPLAY_FINITE" and "faithful" not in told:
+            self._rehearsals.setdefault(moment.root, moment.round)
+
+    def _rehearse(self, model: WatchedModel, moment: Moment) -> None:
+        clean = all(map(math.isfinite, moment.magnitudes.values()))
+        if clean and moment.root in self._rehearsals and model.why_not_replayed() is None:
+            self._replayer.rehearse(model, moment, self._rehearsals.pop(moment.root))
 
     def _hand_over(self, model: WatchedModel, shards: Shards, moment: Moment) -> None:
         """Lay our shards down if another rank has asked for them; replay its pass, if nobody else does."""
@@ -160,5 +189,5 @@ class Autopsies:
                 return
             if all(map(math.isfinite, moment.magnitudes.values())) and shelf.claim(name):
                 with handover.others(name, shards, asker) as files:
-                    replayer.anothers(model, moment, files)
+                    self._judge(moment, replayer.anothers(model, moment, files))
         handover.wait_until_opened(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.autopsy.evidence import OutputRecord, record_of
+from gradwatch.agent.probe.autopsy.python_state import State, StateKeeper
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
@@ -17,30 +21,63 @@ if TYPE_CHECKING:
 CAP_BYTES = 64 << 20
 _MIB = 1 << 20
 _HOST = torch.device("cpu")
+NUMPY = "it draws from NumPy's random numbers, whose state was not kept"
+# Passes in which NumPy's random numbers are watched: taking their state is slow.
+_NUMPY_PASSES = 3
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """Of torch's generators.
+    """Of the generators of random numbers.
 
     Attributes:
-        host: the CPU's.
-        device: the device's; None where the model is on none.
+        host: torch's, of the CPU.
+        device: torch's, of the device; None where the model is on none.
+        python: Python's; None where it is not kept.
+        numpy: NumPy's; None where it is not kept.
     """
 
     host: torch.Tensor
     device: torch.Tensor | None = None
+    python: Any = None
+    numpy: Any = None
 
     @classmethod
-    def now(cls, device: torch.device) -> RandomState:
-        """As they are; waits for no device: its generator's state is on the host."""
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+    def now(cls, device: torch.device, *, numpy: bool = False) -> RandomState:
+        """As they are; waits for no device: its generator's state is on the host.
+
+        Args:
+            device: where the model is.
+            numpy: whether NumPy's is kept.
+        """
+        return cls(
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            random.getstate(),
+            numpy_state() if numpy else None,
+        )
 
     def restore(self, device: torch.device) -> None:
         """Have the generators, that of this device among them, go on from here."""
         torch.set_rng_state(self.host)
         if self.device is not None:
             torch.cuda.set_rng_state(self.device, device)
+        if self.python is not None:
+            random.setstate(self.python)
+        if self.numpy is not None and "numpy.random" in sys.modules:
+            kind, words, *rest = self.numpy
+            numpy: Any = sys.modules["numpy"]
+            numpy.random.set_state((kind, numpy.array(words, dtype="uint32"), *rest))
+
+
+def numpy_state() -> tuple[Any, ...] | None:
+    """Of NumPy's global generator, as plain values; None where nobody has imported it, or it is another kind."""
+    numpy: Any = sys.modules.get("numpy.random")
+    state = None if numpy is None else numpy.get_state()
+    if not isinstance(state, tuple):
+        return None
+    kind, words, *rest = state
+    return str(kind), words.tolist(), int(rest[0]), int(rest[1]), float(rest[2])
 
 
 @dataclass(eq=False)
@@ -51,9 +88,14 @@ class Capsule:
         args: of the module's forward.
         kwargs: likewise.
         rng: of before the pass.
+        state: of Python, before the pass; None where it was not kept.
+        threads: with which the pass computed.
+        output: what left the model; None where that cannot be compared.
+        doubts: why a replay may not be the same again: phrases.
         autocast: whether it was on, and its dtype.
         device: where the model is.
         entering: the gradients that came back, by ordinal of the tensor in the output.
+        numbers: of the node's output that each of these tensors was, likewise.
         nbytes: of the tensors that are kept.
         lost: why it cannot be replayed; "" while it can.
     """
@@ -64,8 +106,13 @@ class Capsule:
     autocast: tuple[bool, torch.dtype] = (False, torch.bfloat16)
     device: torch.device = _HOST
     entering: dict[int, torch.Tensor] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
     nbytes: int = 0
     lost: str = ""
+    state: State | None = None
+    threads: int = 1
+    output: list[OutputRecord] | None = None
+    doubts: list[str] = field(default_factory=list)
     _versions: list[tuple[torch.Tensor, int, str]] = field(default_factory=list)
     _weights_now: Callable[[], tuple[int, ...]] = tuple
     _weights: tuple[int, ...] = ()
@@ -91,7 +138,7 @@ class Capsule:
         """Keep nothing any more."""
         self.lost = self.lost or why
         self.args, self.kwargs, self.rng = (), {}, None
-        self.entering = {}
+        self.entering, self.state, self.output = {}, None, None
         self._versions, self._weights_now, self._weights = [], tuple, ()
         self.nbytes = 0
 
@@ -108,9 +155,14 @@ class Capsule:
 
 
 class Capsules:
-    """The capsules of one process, which together stay under a cap."""
+    """The capsules of one process, which together stay under a cap.
+
+    Attributes:
+        keeps_numpy: whether a pass was seen to draw from NumPy's random numbers.
+    """
 
     def __init__(self, cap_bytes: int = CAP_BYTES) -> None:
+        self.keeps_numpy = False
         self._cap = cap_bytes
         self._alive: list[weakref.ref[Capsule]] = []
 
@@ -123,6 +175,7 @@ class Capsules:
         weights: Callable[[], tuple[int, ...]],
         *,
         device: torch.device = _HOST,
+        numpy: bool = False,
     ) -> Capsule:
         """A forward pass begins.
 
@@ -133,6 +186,7 @@ class Capsules:
             unknown: the type of something in them that could not be looked into.
             weights: gives what is another one after each update of the model's parameters.
             device: where the model is.
+            numpy: whether NumPy's random numbers are kept.
         """
         if unknown is not None:
             return Capsule(lost=f"its input holds a {unknown}, of which nothing can be kept")
@@ -142,9 +196,10 @@ class Capsules:
         capsule = Capsule(
             args,
             kwargs,
-            RandomState.now(device),
+            RandomState.now(device, numpy=numpy),
             (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
             device,
+            threads=torch.get_num_threads(),
         )
         self._make_room(capsule, sum(map(nbytes, tensors)))
         if not capsule.lost:
@@ -152,6 +207,22 @@ class Capsules:
             capsule.watch_weights(weights)
             self._alive.append(weakref.ref(capsule))
         return capsule
+
+    def left(self, capsule: Capsule, tensors: Sequence[torch.Tensor], fact: object) -> None:
+        """A forward pass has ended.
+
+        Args:
+            capsule: of the pass.
+            tensors: of its output.
+            fact: whether they are finite, as `Look.fact`.
+        """
+        if capsule.lost:
+            return
+        capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
+        kept = [one.values for one in capsule.output or () if one.values is not None]
+        if kept:
+            self._make_room(capsule, sum(map(nbytes, kept)))
+            capsule.watch_for_changes(kept, "an output was")
 
     def entered(
         self,
@@ -179,6 +250,7 @@ class Capsules:
             if capsule.lost:
                 return
             capsule.entering[ordinal] = gradient
+            capsule.numbers[ordinal] = number
             capsule.watch_for_changes([gradient], "a gradient at the output was")
 
     def _make_room(self, capsule: Capsule, more: int) -> None:
@@ -200,6 +272,64 @@ class Capsules:
                 total -= one.nbytes
                 one.release(f"later ones took its place: at most {self._cap / _MIB:.0f} MiB are kept")
         self._alive = [weakref.ref(one) for one in alive if not one.lost]
+
+
+class ModelCapsules:
+    """The capsules of one model, with what is kept of Python's state.
+
+    Args:
+        capsules: of the process.
+        module: gives the model.
+    """
+
+    def __init__(self, capsules: Capsules, module: Callable[[], torch.nn.Module | None]) -> None:
+        self._capsules = capsules
+        self._keeper = StateKeeper(module)
+        self._begun = 0
+        self._numpy_before: tuple[Any, ...] | None = None
+
+    def begin(
+        self,
+        args: Any,
+        kwargs: Any,
+        tensors: Sequence[torch.Tensor],
+        unknown: str | None,
+        weights: Callable[[], tuple[int, ...]],
+        *,
+        device: torch.device = _HOST,
+    ) -> Capsule:
+        """See `Capsules.begin`."""
+        capsule = self._capsules.begin(
+            args, kwargs, tensors, unknown, weights, device=device, numpy=self._capsules.keeps_numpy
+        )
+        if capsule.lost:
+            return capsule
+        try:
+            capsule.state = self._keeper.take()
+        except Exception as error:
+            # Whatever a user's objects do when they are looked at: the rest is kept.
+            capsule.doubts.append(f"the state of its modules could not be kept ({type(error).__name__})")
+        if self._begun < _NUMPY_PASSES and not self._capsules.keeps_numpy:
+            self._begun += 1
+            self._numpy_before = numpy_state()
+        return capsule
+
+    def left(self, capsule: Capsule, tensors: Sequence[torch.Tensor], fact: object) -> None:
+        """See `Capsules.left`."""
+        before, self._numpy_before = self._numpy_before, None
+        if before is not None and before != numpy_state():
+            self._capsules.keeps_numpy = True
+            capsule.doubts.append(NUMPY)
+        self._capsules.left(capsule, tensors, fact)
+
+    def entered(
+        self,
+        capsule: Capsule,
+        places: Sequence[tuple[int, int]],
+        gradients: Sequence[torch.Tensor | None],
+    ) -> None:
+        """See `Capsules.entered`."""
+        self._capsules.entered(capsule, places, gradients)
 
 
 def nbytes(tensor: torch.Tensor) -> int:

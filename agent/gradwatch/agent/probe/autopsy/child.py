@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
 import select
 import signal
 import sys
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch.overrides import _get_current_function_mode_stack, _push_mode
+from torch.utils import _python_dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +30,13 @@ class ChildError(Exception):
     """There was no result; says why in words."""
 
 
-def in_child(call: Callable[[], dict[str, Any]], *, seconds: float) -> dict[str, Any]:
+def in_child(call: Callable[[], dict[str, Any]], *, seconds: float, threads: int = 1) -> dict[str, Any]:
     """Have a forked child call it, and wait.
 
     Args:
         call: gives what JSON can hold.
         seconds: how long to wait; the child is killed then.
+        threads: with which torch computes there: many sums come out otherwise with another number.
 
     Returns:
         What it gave.
@@ -42,7 +47,7 @@ def in_child(call: Callable[[], dict[str, Any]], *, seconds: float) -> dict[str,
     if not hasattr(os, "fork") or sys.platform == "darwin":
         raise ChildError(f"a process cannot be forked safely on {sys.platform}")
     until = time.monotonic() + seconds
-    pid, reading = _born(call, seconds, until)
+    pid, reading = _born(functools.partial(_with_threads, threads, call), seconds, until)
     try:
         data = _read(reading, until)
     except BaseException:
@@ -144,8 +149,6 @@ def _be_child(call: Callable[[], dict[str, Any]], writing: int, seconds: float) 
             os.dup2(null, fd)
         # Nobody's finalizers.
         gc.disable()
-        # The threads of the pool were not forked with it.
-        torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         data = json.dumps(call()).encode()
         while data:
@@ -153,3 +156,32 @@ def _be_child(call: Callable[[], dict[str, Any]], writing: int, seconds: float) 
     except BaseException:
         os._exit(1)
     os._exit(0)
+
+
+def _with_threads(threads: int, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Call it where torch computes with so many threads.
+
+    The threads of the parent's pool were not forked with it, and OpenMP waits for them for ever. A thread that
+    is new, and asks for a number first, gets a pool of its own.
+    """
+    if threads == 1:
+        torch.set_num_threads(1)
+        return call()
+    # They belong to a thread: what the pass ran under, the replay runs under.
+    dispatch = _python_dispatch._get_current_dispatch_mode_stack()
+    functions: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    results: list[dict[str, Any]] = []
+
+    def run() -> None:
+        torch.set_num_threads(threads)
+        for mode in dispatch:
+            _python_dispatch._push_mode(mode)
+        for mode in functions:
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+        results.append(call())
+
+    thread = threading.Thread(target=run, daemon=True)
+    threading.excepthook = lambda _: None
+    thread.start()
+    thread.join()
+    return results[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from gradwatch.agent.probe.autopsy.graph import last_entrances
 from gradwatch.agent.probe.autopsy.replay import LOSS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradwatch.agent.probe.autopsy.handover import Handover
     from gradwatch.agent.probe.passes import Pass
     from gradwatch.agent.probe.rounds import Moment
@@ -25,6 +28,8 @@ class Due:
         seconds: that were spent on it so far.
         phase: in which it began, as in the `NonFinite` message; None when not known.
         handover: by which other ranks have been asked for their shards; None when they have not been.
+        checksums: of finite gradients, by key, from the first bad bucket on.
+        roots: where the backward pass began; None where that is to be asked for, or not known.
     """
 
     moment: Moment
@@ -34,6 +39,8 @@ class Due:
     seconds: float = 0.0
     phase: str | None = None
     handover: Handover | None = None
+    checksums: dict[int, int] = field(default_factory=dict)
+    roots: Sequence[Any] | None = None
 
     @property
     def name(self) -> tuple[int, int]:
@@ -43,23 +50,35 @@ class Due:
     @property
     def bad_pass(self) -> Pass | None:
         """The pass that went bad; None when it is not known."""
-        if self.microbatch is None:
-            return self.passes[0] if len(self.passes) == 1 else None
-        return next((one for one in self.passes if one.backward == self.microbatch), None)
+        candidates = self.candidates
+        return candidates[0] if len(candidates) == 1 else None
+
+    @property
+    def candidates(self) -> tuple[Pass, ...]:
+        """The passes that may be the bad one, in order of time."""
+        passes = self.passes
+        if self.microbatch is not None:
+            passes = tuple(one for one in passes if one.backward == self.microbatch)
+        # Of several in one backward pass, such as two views, those by which something bad went.
+        return tuple(one for one in passes if one.is_bad) or passes
 
     def why_not(self) -> str:
         """Why it cannot be replayed; "" when it can."""
-        one = self.bad_pass
-        if one is None:
-            many = len(self.passes)
-            if many:
-                return f"which of {many} passes it was is not known"
+        candidates = self.candidates
+        if not candidates:
             return "no gradient was seen to come back to the output of a pass, as when that holds no tensor"
-        if one.capsule is None:
-            return "nothing was kept of it"
-        if one.output is True and one.entering is False:
-            return LOSS
-        return one.capsule.why_not()
+        reasons = [why_not(one) for one in candidates]
+        return "" if "" in reasons else reasons[0]
+
+
+def why_not(one: Pass) -> str:
+    """Why a pass cannot be replayed; "" when it can."""
+    if one.capsule is None:
+        return "nothing was kept of it"
+    entering = [entrance.gradient for entrance in last_entrances(one.entrances)] or [one.entering]
+    if one.output is True and False in entering:
+        return LOSS
+    return one.capsule.why_not()
 
 
 def name_of(moment: Moment) -> tuple[int, int]:

@@ -19,11 +19,12 @@ import torch
 from gradwatch.agent.probe.autopsy.borrowed import NotLendableError, borrowed
 from gradwatch.agent.probe.autopsy.capsule import RandomState
 from gradwatch.agent.probe.autopsy.dissection import Care
-from gradwatch.agent.probe.autopsy.replay import not_done, replay
+from gradwatch.agent.probe.autopsy.replay import not_done, put_in_place, replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gradwatch.agent.probe.autopsy.capsule import Capsule
     from gradwatch.agent.probe.autopsy.replay import Case
 
 
@@ -39,11 +40,16 @@ def in_process(case: Case, device: torch.device, *, seconds: float) -> dict[str,
         Fields of the `Autopsy` message in its JSON mapping.
     """
     until = time.monotonic() + seconds
+    state = case.capsule.state
+    if state is not None and state.replaced_forward:
+        return not_done("something else ran in place of its forward, and may do more than compute")
     try:
-        with _random_numbers_kept(device), _may_wait(device), borrowed(case.module) as lent:
-            parameters = lent.instead_of(case.parameters())
-            care = Care(lent.buffers, until)
-            told = replay(replace(case, parameters=lambda: parameters), care)
+        with _random_numbers_kept(device), _may_wait(device), _state_kept(case.capsule):
+            doubts = put_in_place(case.capsule)
+            with borrowed(case.module) as lent:
+                parameters = lent.instead_of(case.parameters())
+                care = Care(lent.buffers, until)
+                told = replay(replace(case, parameters=lambda: parameters), care, doubts)
     except NotLendableError as why:
         return not_done(str(why))
     hooked = any(getattr(one, "_backward_hooks", None) for one in case.module.parameters())
@@ -65,6 +71,23 @@ def _random_numbers_kept(device: torch.device) -> Iterator[None]:
         torch_state.restore(device)
         if numpy is not None:
             numpy.set_state(numpy_state)
+
+
+@contextmanager
+def _state_kept(capsule: Capsule) -> Iterator[None]:
+    """Python's state is afterwards what it is now."""
+    state = capsule.state
+    try:
+        now = None if state is None else state.inventory.take(strongly=True)
+    except (KeyError, ValueError):
+        # Attributes have come or gone: what cannot be undone is not done.
+        now, capsule.state = None, None
+        capsule.doubts.append("attributes of its modules have come or gone since")
+    try:
+        yield
+    finally:
+        if now is not None:
+            now.restore()
 
 
 @contextmanager

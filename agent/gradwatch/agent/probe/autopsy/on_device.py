@@ -14,6 +14,7 @@ from torch._compile import _disable_dynamo
 
 from gradwatch.agent.probe.autopsy import PART
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
+from gradwatch.agent.probe.autopsy.replayer import PEERS
 from gradwatch.agent.probe.guard import after_closure
 
 if TYPE_CHECKING:
@@ -202,5 +203,5 @@ class OnDevice:
         own = next((one.capsule for one in moment.passes if one.capsule is not None), None)
         if shelf is None or own is None or not own.is_of_these_weights:
             return
-        if shelf.claim(name) and shelf.wait_for_capsule(name, HELP_SECONDS):
-            self._replayer.anothers(model, moment)
+        if shelf.claim(name, most=PEERS) and shelf.wait_for_capsule(name, HELP_SECONDS):
+            self._replayer.anothers(model, moment, most=PEERS)

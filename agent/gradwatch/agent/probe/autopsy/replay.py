@@ -5,6 +5,7 @@ The loss function is not needed: the gradient that came back to the output of th
 
 from __future__ import annotations
 
+import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,8 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.autopsy.capsule import NUMPY, numpy_state
 from gradwatch.agent.probe.autopsy.dissection import Collective, Dissection, Facts
+from gradwatch.agent.probe.autopsy.evidence import (
+    Evidence,
+    Verdict,
+    compare_gradients,
+    compare_graphs,
+    compare_outputs,
+)
 from gradwatch.agent.probe.autopsy.frames import code_of, named
+from gradwatch.agent.probe.autopsy.graph import digest_of, inner
 from gradwatch.agent.probe.autopsy.place import Places
 from gradwatch.agent.probe.autopsy.provenance import Event, Given, origin_of
 from gradwatch.agent.probe.autopsy.values import kinds_of
@@ -48,25 +58,31 @@ class Case:
         parameters: gives, where it is replayed, those in the order in which their gradients arrived; in a
             child it may change the module.
         output_was_bad: whether the model's output was, when it ran; None when not known.
+        evidence: to compare the replay with; None where it is not to be judged.
+        ordinals: of the parameters, in the same order on every rank.
     """
 
     module: torch.nn.Module
     capsule: Capsule
     parameters: Callable[[], Sequence[torch.Tensor]]
     output_was_bad: bool | None
+    evidence: Evidence | None = None
+    ordinals: Sequence[int] = ()
 
 
-def replay(case: Case, care: Care | None = None) -> dict[str, Any]:
+def replay(case: Case, care: Care | None = None, doubts: list[str] | None = None) -> dict[str, Any]:
     """Replay it.
 
     Args:
         case: what is to be replayed.
         care: what is to be minded; None in a child process that ends afterwards.
+        doubts: of `put_in_place`, where that has been done.
 
     Returns:
         Fields of the `Autopsy` message in its JSON mapping.
     """
     capsule, parameters = case.capsule, case.parameters()
+    verdict = Verdict(put_in_place(capsule) if doubts is None else doubts)
     places = Places(case.module, replay.__code__)
     inputs = Leaves((capsule.args, capsule.kwargs)).tensors
     dissection = Dissection(
@@ -80,7 +96,7 @@ def replay(case: Case, care: Care | None = None) -> dict[str, Any]:
     )
     try:
         with places:
-            bad = _passes(case, parameters, dissection)
+            bad = _passes(case, parameters, dissection, verdict)
     except _NotDone as why:
         return not_done(str(why))
     except Exception as error:
@@ -90,22 +106,38 @@ def replay(case: Case, care: Care | None = None) -> dict[str, Any]:
         if collective is None:
             return not_done(f"the replay failed with {type(error).__name__}: {_first_line(error)}")
         return _ended_at(collective, dissection, case)
-    return {"replay": "REPLAY_FINITE"} if bad is None else _told(bad)
+    if bad is not None:
+        return _told(bad)
+    finite = {"replay": "REPLAY_FINITE"}
+    return finite if case.evidence is None else finite | verdict.as_fields()
+
+
+def put_in_place(capsule: Capsule) -> list[str]:
+    """Have Python's state be that of the start of the pass; phrases of what is not known of it."""
+    state = capsule.state
+    if state is None:
+        return capsule.doubts or ["the state of its modules was not kept"]
+    doubts = [*capsule.doubts, *state.doubts()]
+    state.restore()
+    return doubts
 
 
 class _NotDone(Exception):  # noqa: N818 - an outcome
     """It cannot be replayed, for this reason."""
 
 
-def _passes(case: Case, parameters: Sequence[torch.Tensor], dissection: Dissection) -> Source | None:
+def _passes(
+    case: Case, parameters: Sequence[torch.Tensor], dissection: Dissection, verdict: Verdict
+) -> Source | None:
     """Go through both passes; where the first bad result was made, if there is one."""
-    capsule = case.capsule
+    capsule, evidence = case.capsule, case.evidence or Evidence()
     arguments = _detached(capsule.args), _detached(capsule.kwargs)
+    verdict.doubts += evidence.doubts
     if capsule.rng is not None:
         capsule.rng.restore(capsule.device)
+    numpy = numpy_state()
     enabled, dtype = capsule.autocast
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.enable_grad(), eager, dissection:
+    with torch.enable_grad(), _eager(), dissection:
         with torch.autocast(capsule.device.type, dtype=dtype, enabled=enabled):
             output = case.module(*arguments[0], **arguments[1])
         leaves = Leaves(output).tensors
@@ -117,32 +149,60 @@ def _passes(case: Case, parameters: Sequence[torch.Tensor], dissection: Dissecti
             if bad is not None and not bad.masked:
                 return bad
             masked = masked or bad is not None
-        if any(kinds_of(gradient).any for gradient in capsule.entering.values()):
+    if capsule.rng is not None and capsule.rng.numpy is None and numpy != numpy_state():
+        verdict.doubts.append(NUMPY)
+    if case.evidence is not None:
+        entered = [leaves[place] for place in evidence.ordinals if place < len(leaves)]
+        edges = [(leaf.grad_fn, leaf.output_nr) for leaf in entered]
+        compare_outputs(evidence, leaves, verdict)
+        compare_graphs(evidence, digest_of(edges, Leaves(arguments).tensors), verdict)
+    fed = _fed(leaves, capsule)
+    with torch.enable_grad(), _eager(), dissection:
+        if any(kinds_of(capsule.entering[place]).any for place in fed):
             if case.output_was_bad and not masked:
                 return None
             raise _NotDone(LOSS)
-        return _backward(case, parameters, dissection, leaves)
+        return _backward(case, parameters, dissection, [(leaves[place], place) for place in fed], verdict)
+
+
+def _eager() -> Any:
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _fed(leaves: Sequence[torch.Tensor], capsule: Capsule) -> list[int]:
+    """By which parts of the output gradients are fed: what comes to the others comes by these."""
+    known = [place for place, leaf in enumerate(leaves) if place in capsule.entering and leaf.requires_grad]
+    made_of = inner([leaves[place].grad_fn for place in known])
+    return [place for place in known if id(leaves[place].grad_fn) not in made_of]
 
 
 def _backward(
     case: Case,
     parameters: Sequence[torch.Tensor],
     dissection: Dissection,
-    leaves: Sequence[torch.Tensor],
+    outputs: Sequence[tuple[torch.Tensor, int]],
+    verdict: Verdict,
 ) -> Source | None:
-    entering = case.capsule.entering
-    outputs = [leaf for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad]
-    gradients = [
-        entering[place] for place, leaf in enumerate(leaves) if place in entering and leaf.requires_grad
-    ]
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    trained = [place for place, parameter in enumerate(parameters) if parameter.requires_grad]
     if not outputs:
         raise _NotDone("no gradient came back to the model's output")
     dissection.backward = True
-    results: Any = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
+    drawn = torch.get_rng_state(), random.getstate(), numpy_state()
+    results: Any = torch.autograd.grad(
+        [leaf for leaf, _ in outputs],
+        [parameters[place] for place in trained],
+        [case.capsule.entering[place] for _, place in outputs],
+        allow_unused=True,
+    )
     for gradient in results:
         if gradient is not None and (bad := dissection.bad(gradient)) is not None:
             return bad
+    if case.evidence is not None:
+        now = torch.get_rng_state(), random.getstate(), numpy_state()
+        if not torch.equal(drawn[0], now[0]) or drawn[1:] != now[1:]:
+            verdict.doubts.append("its backward pass draws random numbers")
+        gradients = {case.ordinals[place]: one for place, one in zip(trained, results, strict=True)}
+        compare_gradients(case.evidence, gradients, verdict)
     return None
 
 

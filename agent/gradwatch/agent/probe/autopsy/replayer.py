@@ -8,31 +8,37 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.autopsy.capsule import nbytes_of
+from gradwatch.agent.probe.autopsy.capsule import NUMPY, nbytes_of
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
-from gradwatch.agent.probe.autopsy.due import name_of
+from gradwatch.agent.probe.autopsy.due import Due, name_of, why_not
+from gradwatch.agent.probe.autopsy.evidence import Evidence
 from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.in_process import in_process
+from gradwatch.agent.probe.autopsy.proof import evidence_of, places_of, weights_of
+from gradwatch.agent.probe.autopsy.python_state import take_inventory
 from gradwatch.agent.probe.autopsy.replay import Case, not_done, replay
 from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
 from gradwatch.agent.probe.phases.loss_pass import completed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import IO
 
     import torch
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
-    from gradwatch.agent.probe.autopsy.due import Due
+    from gradwatch.agent.probe.autopsy.shelf import Taken
     from gradwatch.agent.probe.model import WatchedModel
+    from gradwatch.agent.probe.passes import Pass
     from gradwatch.agent.probe.rounds import Moment
     from gradwatch.agent.probe.watcher import Watcher
 
 # That the training waits: for one, and for all of a process.
 SECONDS = 20.0
 SECONDS_IN_ALL = 60.0
+# Other ranks that replay a pass: with the owner they are three, of which two can outvote one.
+PEERS = 2
 
 
 @dataclass
@@ -58,6 +64,21 @@ class _Report:
             "nbytes": self.nbytes,
         }
         return message if microbatch is None else message | {"microbatch": microbatch}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A pass that is to be replayed.
+
+    Attributes:
+        capsule: what went in.
+        output: whether the model's output was finite, as far as known.
+        evidence: to compare the replay with.
+    """
+
+    capsule: Capsule
+    output: object
+    evidence: Evidence
 
 
 class Replayer:
@@ -103,10 +124,19 @@ class Replayer:
         one, shelf, identity = due.bad_pass, self.shelf, self._watcher.identity
         if model.group_size == 1 or shelf is None or identity is None or due.why_not():
             return False
-        if one is None or one.capsule is None:
+        if one is None:
+            due.not_shared = f"which of {len(due.candidates)} passes it was is not known"
+            return False
+        if one.capsule is None:
             return False
         began = time.perf_counter()
-        about = {"microbatch": one.backward, "output": one.output if isinstance(one.output, bool) else None}
+        evidence = self._evidence(model, due, one)
+        evidence.weights = weights_of(model)
+        about = {
+            "microbatch": one.backward,
+            "output": one.output if isinstance(one.output, bool) else None,
+            "evidence": evidence.plain(),
+        }
         try:
             shelf.put(due.name, identity.rank, one.capsule, about)
         except NotShareable as why:
@@ -116,44 +146,119 @@ class Replayer:
         due.seconds += time.perf_counter() - began
         return not due.not_shared
 
-    def own(self, model: WatchedModel, due: Due) -> None:
-        """Replay this rank's own bad pass."""
+    def own(self, model: WatchedModel, due: Due) -> dict[str, Any]:
+        """Replay this rank's own bad pass; fields of the `Autopsy` message."""
         began = time.perf_counter()
-        one, reason = due.bad_pass, due.why_not()
+        reason = due.why_not()
         report = _Report(due.moment, due.microbatch)
-        if reason or one is None or one.capsule is None:
+        if reason:
             told = not_done(reason)
             if due.handover is not None:
                 due.handover.call_off(due.name)
                 due.handover = None
         else:
-            report.nbytes = one.capsule.nbytes
             try:
                 with _shards_for(model, due) as shards:
-                    told = self._replayed(model, due.moment, one.capsule, one.output, shards)
+                    told = self._candidates(model, due, shards, report)
             except NoShardsError as why:
                 told = not_done(str(why))
         if due.not_shared and told["replay"] != "REPLAY_NOT_DONE":
             told.setdefault("missing", []).append(f"whether it goes bad on another rank: {due.not_shared}")
         report.seconds = due.seconds + time.perf_counter() - began
-        self._write(report, self._completed(model, due, told))
+        told = self._completed(model, due, told)
+        self._write(report, told)
+        return told
+
+    def _candidates(
+        self, model: WatchedModel, due: Due, shards: Mapping[int, IO[bytes]], report: _Report
+    ) -> dict[str, Any]:
+        """Replay the passes that may be the bad one, in order of time, until one goes bad."""
+        until = time.monotonic() + SECONDS
+        results: list[dict[str, Any]] = []
+        for one in due.candidates:
+            reason = why_not(one)
+            if reason or one.capsule is None:
+                results.append(not_done(reason))
+                continue
+            report.nbytes += one.capsule.nbytes
+            case = _Wanted(one.capsule, one.output, self._evidence(model, due, one))
+            told = self._replayed(model, due.moment, case, shards, seconds=until - time.monotonic())
+            if told["replay"] == "REPLAY_REPRODUCED":
+                report.microbatch = one.backward
+                return told
+            results.append(told)
+        unknown = [told for told in results if told["replay"] != "REPLAY_FINITE"]
+        return unknown[0] if unknown else _all_finite(results)
 
     def anothers(
-        self, model: WatchedModel, moment: Moment, shards: Mapping[int, IO[bytes]] | None = None
-    ) -> None:
-        """Ours was finite and another's was not: replay what that rank has laid down, with our weights."""
+        self,
+        model: WatchedModel,
+        moment: Moment,
+        shards: Mapping[int, IO[bytes]] | None = None,
+        *,
+        most: int = 1,
+    ) -> dict[str, Any] | None:
+        """Ours was finite and another's was not: replay what that rank has laid down, with our weights.
+
+        Args:
+            model: ours.
+            moment: the round's.
+            shards: by rank, what others hold of the parameters, where these are sharded.
+            most: how many ranks may do so.
+
+        Returns:
+            Fields of the `Autopsy` message; None where nothing was there to be replayed.
+        """
         shelf = self.shelf
         if shelf is None:
-            return
+            return None
         began = time.perf_counter()
-        taken = shelf.take(name_of(moment), model.device)
+        taken = shelf.take(name_of(moment), model.device, most=most)
         if taken is None:
-            return
-        owner, capsule, about = taken
-        told = self._replayed(model, moment, capsule, about["output"], shards or {})
-        report = _Report(moment, about["microbatch"], of_rank=owner, nbytes=nbytes_of(capsule))
+            return None
+        capsule, evidence = taken.capsule, Evidence.of(taken.about["evidence"])
+        if evidence.weights is not None and evidence.weights != weights_of(model):
+            evidence.doubts.append("the weights are not those of the other rank")
+        elif model.shards is not None and taken.rank not in model.shards.peers:
+            evidence.doubts.append("the weights were not compared with those of the other rank")
+        self._take_state(model, taken)
+        wanted = _Wanted(capsule, taken.about["output"], evidence)
+        told = self._replayed(model, moment, wanted, shards or {}, seconds=SECONDS)
+        report = _Report(moment, taken.about["microbatch"], of_rank=taken.rank, nbytes=nbytes_of(capsule))
         report.seconds = time.perf_counter() - began
         self._write(report, told)
+        return told
+
+    def rehearse(self, model: WatchedModel, moment: Moment, of_round: int) -> None:
+        """Replay a clean pass, and journal whether it comes out equal: what a replay of a bad one is worth.
+
+        Args:
+            model: whose it is.
+            moment: the clean round's.
+            of_round: of the bad pass.
+        """
+        due = Due(moment, None, moment.passes)
+        one, reason, equal = due.bad_pass, due.why_not(), False
+        began = time.perf_counter()
+        if one is None or one.capsule is None or reason:
+            doubts = [reason or "gradients of several passes are summed up"]
+        else:
+            wanted = _Wanted(one.capsule, one.output, self._evidence(model, due, one))
+            told = self._replayed(model, moment, wanted, {}, seconds=SECONDS)
+            equal = told.get("faithful", False)
+            doubts = told.get("doubts") or ([] if equal else [told.get("reason", "it went bad")])
+        self._seconds += time.perf_counter() - began
+        self._watcher.append(
+            "rehearsal",
+            {
+                "root": moment.root,
+                "round": moment.round,
+                "step": moment.step,
+                "of_round": of_round,
+                "equal": equal,
+                "doubts": doubts,
+            },
+        )
 
     def leave(self, model: WatchedModel, due: Due, reason: str) -> None:
         """Say that it is not replayed, and why."""
@@ -177,35 +282,61 @@ class Replayer:
             armed.arm()
         return told
 
+    def _evidence(self, model: WatchedModel, due: Due, one: Pass) -> Evidence:
+        roots = getattr(self._watcher.losses, "roots", None) if due.roots is None else due.roots
+        return evidence_of(model, due.moment, one, due.checksums, roots)
+
+    def _take_state(self, model: WatchedModel, taken: Taken) -> None:
+        """Have our modules be in the state in which the other rank's were."""
+        capsule, module = taken.capsule, model.module()
+        if taken.state is None or module is None:
+            return
+        try:
+            capsule.state = take_inventory(module).take()
+            capsule.doubts += capsule.state.take_over(taken.state)
+        except Exception as error:
+            capsule.doubts.append(f"the state of its modules could not be handed on ({type(error).__name__})")
+
     def _replayed(
         self,
         model: WatchedModel,
         moment: Moment,
-        capsule: Capsule,
-        output: object,
+        wanted: _Wanted,
         shards: Mapping[int, IO[bytes]],
+        *,
+        seconds: float,
     ) -> dict[str, Any]:
         enough = self.why_no_more()
         if enough is not None:
             return not_done(enough)
+        if seconds <= 0:
+            return not_done("it took too long")
         module = model.module()
         if module is None:
             return not_done("the model itself is not known")
-        was_bad = not output if isinstance(output, bool) else None
+        was_bad = not wanted.output if isinstance(wanted.output, bool) else None
+        arrived = {key: place for place, key in enumerate(moment.order)}
+        # Those first whose gradients arrived first.
+        keys = sorted(model.keys, key=lambda one: arrived.get(one, len(arrived)))
 
         def parameters() -> list[torch.Tensor]:
-            """Those first whose gradients arrived first."""
             by_key = model.prepare_replay(read_shards(shards))
-            places = {key: place for place, key in enumerate(moment.order)}
-            return [by_key[key] for key in sorted(by_key, key=lambda one: places.get(one, len(places)))]
+            return [by_key[key] for key in keys]
 
-        case = Case(module, capsule, parameters, was_bad)
+        places = places_of(model)
+        case = Case(
+            module, wanted.capsule, parameters, was_bad, wanted.evidence, [places[key] for key in keys]
+        )
         if not model.on_host:
-            return in_process(case, model.device, seconds=SECONDS)
-        try:
-            return in_child(lambda: replay(case), seconds=SECONDS)
-        except ChildError as error:
-            return not_done(str(error))
+            told = in_process(case, model.device, seconds=seconds)
+        else:
+            try:
+                told = in_child(lambda: replay(case), seconds=seconds, threads=wanted.capsule.threads)
+            except ChildError as error:
+                told = not_done(str(error))
+        if NUMPY in told.get("doubts", ()):
+            self._watcher.autopsies.capsules.keeps_numpy = True
+        return told
 
     def _write(self, report: _Report, told: dict[str, Any]) -> None:
         self._seconds += report.seconds
@@ -225,3 +356,14 @@ def _shards_for(model: WatchedModel, due: Due) -> AbstractContextManager[Mapping
     if due.handover is None:
         raise NoShardsError("the ranks that hold parts of the parameters were not asked for them")
     return due.handover.own(due.name, model.shards)
+
+
+def _all_finite(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result of several, each of which stayed finite."""
+    told = dict(results[0])
+    doubts = [doubt for one in results for doubt in one.get("doubts", ())]
+    if len(results) > 1:
+        doubts.append(f"which of {len(results)} passes went bad is not known")
+    if doubts:
+        told |= {"faithful": False, "doubts": list(dict.fromkeys(doubts))}
+    return told

@@ -1,8 +1,8 @@
 """What ranks of the same host lay down for one another: files beside the journals.
 
 A rank lays its capsule down before the last bucket of the round is reduced, so that whoever sees what the
-reduction gave finds it. The first one takes it away; what nobody took is deleted by its owner a round
-later. None leaves the host.
+reduction gave finds it. So many others read it, and it is deleted by its owner a round later: by then all that
+read it have done so. None leaves the host.
 
 Where the parameters are sharded, a replay needs those of the others. Whoever has bad gradients asks for them
 before these are reduced, so that whoever sees what the reduction gave sees that they are wanted.
@@ -15,6 +15,7 @@ import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,23 @@ _save = torch.save
 
 class NotShareable(Exception):  # noqa: N818 - an outcome
     """It holds something that cannot be read back without running code of somebody's."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Another rank's capsule.
+
+    Attributes:
+        rank: whose it is.
+        capsule: what is to be replayed.
+        state: of Python, as `State.plain` gave it; None where it was not kept.
+        about: plain values that went with it.
+    """
+
+    rank: int
+    capsule: Capsule
+    state: dict[str, Any] | None
+    about: dict[str, Any]
 
 
 class Shelf:
@@ -69,56 +87,35 @@ class Shelf:
         content = {
             "args": _plain(capsule.args),
             "kwargs": _plain(capsule.kwargs),
-            "rng": None if capsule.rng is None else [capsule.rng.host, capsule.rng.device],
+            "rng": None if capsule.rng is None else _plain([*vars(capsule.rng).values()]),
             "autocast": capsule.autocast,
             "entering": _plain(capsule.entering),
-            "about": about,
+            "numbers": capsule.numbers,
+            "threads": capsule.threads,
+            "doubts": [*capsule.doubts, *([] if capsule.state is None else capsule.state.doubts())],
+            "state": None if capsule.state is None else _plain(capsule.state.plain()),
+            "about": _plain(about),
         }
         self._lay_down(name, f"{rank}{spool.CAPSULE_SUFFIX}", content)
 
-    def take(
-        self, name: tuple[int, int], device: torch.device = _HOST
-    ) -> tuple[int, Capsule, dict[str, Any]] | None:
-        """The capsule of another rank, which is nobody else's from now on; None when there is none.
+    def take(self, name: tuple[int, int], device: torch.device = _HOST, *, most: int = 1) -> Taken | None:
+        """The capsule of another rank; None when there is none that not so many others have taken already.
 
         Args:
             name: root and round.
             device: where the model of this rank is: what was on the other rank's device is put there.
-
-        Returns:
-            Whose it was, the capsule, and what went with it.
+            most: how many ranks may take one.
 
         Raises:
             OSError: it cannot be read.
         """
         prefix = self._prefix(name)
         for path in sorted(self._folder.glob(f"{prefix}*{spool.CAPSULE_SUFFIX}")):
-            taken = path.with_suffix(f".{os.getpid()}")
-            try:
-                path.rename(taken)
-            except FileNotFoundError:
-                continue  # another one was faster
-            try:
-                content = torch.load(
-                    taken,
-                    weights_only=True,
-                    map_location=lambda storage, at: storage if at == "cpu" else _moved(storage, device),
-                )
-            finally:
-                taken.unlink(missing_ok=True)
-            capsule = Capsule(
-                tuple(content["args"]),
-                content["kwargs"],
-                None if content["rng"] is None else RandomState(*content["rng"]),
-                tuple(content["autocast"]),
-                device,
-                content["entering"],
-            )
-            return (
-                int(path.name.removeprefix(prefix).removesuffix(spool.CAPSULE_SUFFIX)),
-                capsule,
-                content["about"],
-            )
+            rank = int(path.name.removeprefix(prefix).removesuffix(spool.CAPSULE_SUFFIX))
+            if not any(self._is_first(name, f"{rank}.taken{number}") for number in range(most)):
+                continue
+            with suppress(FileNotFoundError):
+                return _read(path, rank, device)
         return None
 
     def decline(self, name: tuple[int, int]) -> None:
@@ -165,14 +162,17 @@ class Shelf:
             return None
         return int(rank) if of_ranks == [*ranks] else None
 
-    def claim(self, name: tuple[int, int]) -> bool:
-        """Whether nobody else is to replay another rank's capsule of this round.
+    def claim(self, name: tuple[int, int], *, most: int = 1) -> bool:
+        """Whether not so many others are to replay another rank's capsule of this round.
 
         Raises:
             OSError: it cannot be written.
         """
+        return any(self._is_first(name, f"claimed{number}") for number in range(most))
+
+    def _is_first(self, name: tuple[int, int], what: str) -> bool:
         try:
-            self._write(name, "claimed", b"")
+            self._write(name, what, b"")
         except FileExistsError:
             return False
         return True
@@ -273,8 +273,37 @@ class Shelf:
                     path.unlink()
 
 
+def _read(path: Path, rank: int, device: torch.device) -> Taken:
+    """A capsule that was laid down.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = torch.load(
+            file,
+            weights_only=True,
+            map_location=lambda storage, at: storage if at == "cpu" else _moved(storage, device),
+        )
+    capsule = Capsule(
+        tuple(content["args"]),
+        content["kwargs"],
+        None if content["rng"] is None else RandomState(*content["rng"]),
+        tuple(content["autocast"]),
+        device,
+        content["entering"],
+        content["numbers"],
+        threads=content["threads"],
+        doubts=content["doubts"],
+    )
+    return Taken(rank, capsule, content["state"], content["about"])
+
+
 def read_shards(files: Mapping[int, IO[bytes]]) -> dict[int, list[torch.Tensor]]:
     """What ranks have laid down, by rank."""
+    for file in files.values():
+        # Several children of one process share the place in it.
+        file.seek(0)
     return {rank: torch.load(file, weights_only=True) for rank, file in files.items()}
 
 

@@ -1,0 +1,120 @@
+"""The autograd graph of a pass: what it is made of, which of its entrances are the model's last, and what lies beside.
+
+Only walked where a pass went bad, or in its replay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    import torch
+
+    from gradwatch.agent.probe.passes import Entrance
+
+# What wrappers put around a model's outputs or inputs: a gradient goes through it as it is.
+_WRAPPERS = frozenset({"_DDPSinkBackward", "RegisterPostBackwardFunctionBackward"})
+_LEAF = "AccumulateGrad"
+_COMPILED = "CompiledFunctionBackward"
+
+
+def unwrapped(node: Any, number: int) -> tuple[Any, int]:
+    """The node and the output below those that only hand a gradient on."""
+    while node is not None and node.name() in _WRAPPERS and number < len(node.next_functions):
+        node, number = node.next_functions[number]
+    return node, number
+
+
+def digest_of(edges: Sequence[tuple[Any, int]], inputs: Iterable[torch.Tensor]) -> str:
+    """What stands for all operators below some outputs, and how they hang together.
+
+    Args:
+        edges: node and number of each output.
+        inputs: where the model's part of the graph ends.
+
+    Returns:
+        The same for the same graph; "" where nothing was recorded.
+    """
+    ends = {}
+    for place, tensor in enumerate(inputs):
+        if tensor.grad_fn is not None:
+            ends[id(tensor.grad_fn), tensor.output_nr] = place
+        elif tensor.requires_grad:
+            ends[id(tensor), 0] = place
+    numbers: dict[int, int] = {}
+    lines: list[str] = []
+    todo: list[Any] = []
+
+    def named(edge: tuple[Any, int]) -> str:
+        node, number = unwrapped(*edge)
+        if node is None:
+            return "-"
+        if (id(node), number) in ends:
+            return f"input {ends[id(node), number]}"
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            return f"input {ends[id(leaf), 0]}" if (id(leaf), 0) in ends else f"leaf {tuple(leaf.shape)}"
+        if id(node) not in numbers:
+            numbers[id(node)] = len(numbers)
+            todo.append(node)
+        return f"{numbers[id(node)]}.{number}"
+
+    lines.append(" ".join(map(named, edges)))
+    for node in todo:  # grows meanwhile
+        lines.append(f"{node.name()} {' '.join(map(named, node.next_functions))}")
+    if not todo:
+        return ""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def is_compiled(nodes: Iterable[Any]) -> bool:
+    """Whether a part of what lies below was compiled: its operators are not in the graph."""
+    return any(node.name() == _COMPILED for node in below(nodes))
+
+
+def below(nodes: Iterable[Any], stop: Collection[int] = ()) -> Iterable[Any]:
+    """All nodes that gradients reach from these, themselves among them.
+
+    Args:
+        nodes: where they begin.
+        stop: ids of nodes at which they end.
+    """
+    seen: dict[int, Any] = {}
+    todo = [node for node in nodes if node is not None]
+    while todo:
+        node = todo.pop()
+        if id(node) in seen or id(node) in stop:
+            continue
+        seen[id(node)] = node
+        todo += [following for following, _ in node.next_functions if following is not None]
+    return seen.values()
+
+
+def inner(nodes: Sequence[Any]) -> set[int]:
+    """Ids of those of them that gradients reach from another one of them: what left the model by them was
+    not its last result.
+    """
+    ids = {id(node) for node in nodes if node is not None}
+    found: set[int] = set()
+    for node in nodes:
+        if node is not None and len(found) < len(ids):
+            found |= {id(one) for one in below([node])} & ids - {id(node)}
+    return found
+
+
+def last_entrances(entrances: Sequence[Entrance]) -> list[Entrance]:
+    """Those by which gradients came from outside of the model: an output of which it has made another one is
+    none, when they came by that, too.
+    """
+    made_of = inner([one.node for one in entrances])
+    return [one for one in entrances if id(one.node) not in made_of]
+
+
+def parameters_outside(roots: Iterable[Any], entrances: Iterable[Any]) -> set[int]:
+    """Ids of the leaves that gradients reach from the roots by a way round the entrances."""
+    stop = {id(node) for node in entrances}
+    leaves = (getattr(node, "variable", None) for node in below(roots, stop))
+    return {id(leaf) for leaf in leaves if leaf is not None}

@@ -1,0 +1,285 @@
+"""What the code of a forward pass reads beside its arguments: pure, but for the objects that it looks at.
+
+By the names in its byte code: globals, variables that a function closes over, class attributes, the functions
+and classes of Python that it calls, and what these read. Nothing is run and no attribute is fetched by
+`getattr`: a property may do anything. What is found may be more than what is read, never much less: a name that
+is made up at run time is not seen.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Of functions that are looked through.
+MAX_FUNCTIONS = 1500
+_LIBRARIES = frozenset({"torch", "gradwatch", "numpy"})
+# Modules of the standard library that give the same for the same; the numbers of `random` are kept.
+_SAME = frozenset(
+    [
+        "__future__",
+        "_abc",
+        "_collections",
+        "_collections_abc",
+        "_functools",
+        "_operator",
+        "_weakref",
+        "abc",
+        "ast",
+        "base64",
+        "bisect",
+        "builtins",
+        "cmath",
+        "collections",
+        "contextlib",
+        "copy",
+        "copyreg",
+        "dataclasses",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "heapq",
+        "inspect",
+        "itertools",
+        "keyword",
+        "logging",
+        "math",
+        "numbers",
+        "operator",
+        "pprint",
+        "random",
+        "re",
+        "reprlib",
+        "statistics",
+        "string",
+        "struct",
+        "textwrap",
+        "traceback",
+        "types",
+        "typing",
+        "typing_extensions",
+        "unicodedata",
+        "warnings",
+        "weakref",
+    ]
+)
+_OUTSIDE = frozenset({"open", "input", "eval", "exec", "globals", "__import__"})
+_READS = frozenset(
+    [
+        "read",
+        "readline",
+        "readlines",
+        "read_text",
+        "read_bytes",
+        "fromfile",
+        "memmap",
+        "loadtxt",
+        "genfromtxt",
+        "urlopen",
+        "load",
+    ]
+)
+_IMPORT = dis.opmap["IMPORT_NAME"]
+_ALWAYS = frozenset({"forward", "__call__", "__getattr__", "__getattribute__", "__torch_function__"})
+
+
+class Found(Protocol):
+    """What is told of what is found."""
+
+    def name(self, owner: str, variables: dict[str, Any], name: str) -> None:
+        """A global of the module `owner` is read."""
+
+    def cell(self, owner: str, name: str, cell: types.CellType) -> None:
+        """A variable that the function `owner` closes over is read."""
+
+    def attribute(self, owner: type, name: str) -> None:
+        """A class has an attribute of this name, which is read of something."""
+
+    def kept(self, owner: str, value: Any) -> None:
+        """A function keeps a value that it may change: a default, or an attribute of its own."""
+
+    def doubt(self, phrase: str) -> None:
+        """The code does something whose result is not known to be the same again."""
+
+
+@dataclass
+class Reach:
+    """Looks through code.
+
+    Args:
+        found: is told what is found.
+
+    Attributes:
+        full: there is more code than is looked through.
+    """
+
+    found: Found
+    full: bool = False
+    _names: set[str] = field(default_factory=lambda: set(_ALWAYS))
+    _codes: set[tuple[types.CodeType, int]] = field(default_factory=set)
+    _owners: dict[int, tuple[Any, set[str]]] = field(default_factory=dict)
+    _todo: list[types.FunctionType] = field(default_factory=list)
+
+    def add(self, value: Any) -> bool:
+        """Have something that can be called, or that has what is called, looked through; whether it is that."""
+        if isinstance(value, types.FunctionType):
+            self._todo.append(value)
+        elif isinstance(value, types.MethodType):
+            self.add(value.__func__)
+            self.found.kept(_full_name(value.__func__), value.__self__)
+        elif isinstance(value, functools.partial):
+            self.add(value.func)
+            for kept in (*value.args, *value.keywords.values()):
+                self.found.kept(_full_name(value.func), kept)
+        elif isinstance(value, (staticmethod, classmethod)):
+            self.add(value.__func__)
+        elif isinstance(value, property):
+            self.add(value.fget)
+        elif isinstance(value, functools.cached_property):
+            self.add(value.func)
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self.add(value.__wrapped__)
+        elif isinstance(value, type):
+            self.add_class(value)
+        elif isinstance(value, types.ModuleType):
+            self._add_module(value)
+        elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            self._outside(value.__name__, getattr(value, "__module__", None))
+        else:
+            return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType))
+        return True
+
+    def add_class(self, cls: type) -> None:
+        """Something of this class is at hand: its methods may be called."""
+        for base in cls.__mro__:
+            if is_library(base.__module__) or id(base) in self._owners:
+                continue
+            top = base.__module__.partition(".")[0]
+            if top in sys.stdlib_module_names and top != "__main__":
+                self._outside(base.__qualname__, top)
+            else:
+                self._owners[id(base)] = base, set()
+
+    def run(self) -> None:
+        """Look through all that was added, and all that it leads to."""
+        before = -1
+        while self._todo or before != len(self._names) + len(self._owners):
+            before = len(self._names) + len(self._owners)
+            while self._todo:
+                self._look(self._todo.pop())
+            for owner, known in list(self._owners.values()):
+                self._resolve(owner, known)
+
+    def _add_module(self, module: types.ModuleType) -> None:
+        name = module.__name__
+        if is_library(name) or id(module) in self._owners:
+            return
+        if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__":
+            self._outside(name, name)
+        else:
+            self._owners[id(module)] = module, set()
+
+    def _outside(self, what: str, module: str | None) -> None:
+        """Something of the standard library, or made of no Python code."""
+        top = (module or "").partition(".")[0]
+        if top in sys.stdlib_module_names and top not in _SAME:
+            self.found.doubt(f"its code uses {top if what == module else f'{top}.{what}'}")
+        elif top == "builtins" and what in _OUTSIDE:
+            self.found.doubt(f"its code calls {what}")
+
+    def _resolve(self, owner: Any, known: set[str]) -> None:
+        own = vars(owner)
+        new = [name for name in self._names if name in own and name not in known]
+        known.update(new)
+        for name in new:
+            value = own[name]
+            if self.add(value):
+                continue
+            if isinstance(owner, type):
+                if not name.startswith("__"):
+                    self.found.attribute(owner, name)
+            else:
+                self.found.name(owner.__name__, own, name)
+
+    def _look(self, function: types.FunctionType) -> None:
+        code, variables = function.__code__, function.__globals__
+        module = str(variables.get("__name__", "?"))
+        key = code, id(function.__closure__ and function.__closure__[0])
+        if key in self._codes or is_library(module):
+            return
+        if len(self._codes) >= MAX_FUNCTIONS:
+            self.full = True
+            return
+        self._codes.add(key)
+        owner = _full_name(function)
+        for name in _names_in(code):
+            if name in variables:
+                if not self.add(variables[name]):
+                    self.found.name(module, variables, name)
+            elif name in _OUTSIDE and hasattr(builtins, name):
+                self.found.doubt(f"its code calls {name}")
+            if name in _READS:
+                self.found.doubt(f"its code calls {name}")
+            self._names.add(name)
+        for imported in _imports_in(code):
+            top = imported.partition(".")[0]
+            if imported in sys.modules:
+                self._add_module(sys.modules[imported])
+            elif top in sys.stdlib_module_names:
+                self._outside(top, top)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+            try:
+                value = cell.cell_contents
+            except ValueError:
+                continue  # not assigned yet
+            if not self.add(value):
+                self.found.cell(owner, name, cell)
+        kept = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for value in [*kept, *([vars(function)] if vars(function) else [])]:
+            if not self.add(value):
+                self.found.kept(owner, value)
+
+
+def is_library(module: str | None) -> bool:
+    """Whether a module's code gives the same for the same, for all that is known."""
+    return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def _full_name(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes_in(constant)
+
+
+def _names_in(code: types.CodeType) -> list[str]:
+    return sorted({name for one in _codes_in(code) for name in one.co_names})
+
+
+def _imports_in(code: types.CodeType) -> list[str]:
+    return [
+        one.co_names[argument]
+        for one in _codes_in(code)
+        for operation, argument in zip(one.co_code[::2], one.co_code[1::2], strict=False)
+        if operation == _IMPORT and argument < len(one.co_names)
+    ]
+
+
+def all_hooks(module: Any) -> list[Callable[..., Any]]:
+    """Those of the user's that run with a module."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return [hook for kind in kinds for hook in (vars(module).get(kind) or {}).values()]
