@@ -64,12 +64,13 @@ def nonfinite_message(
 def _of_the_loss(findings: BucketFindings) -> dict[str, Any]:
     """What is known of the loss and of the batch, each where it is."""
     message: dict[str, Any] = {}
-    loss = findings.moment.loss
+    bad = pass_of(findings.passes, findings.origin.microbatch)
+    # That of the round is the newest, and one of several micro-batches may be the bad one.
+    loss = findings.moment.loss if bad is None or bad.loss is None else bad.loss.loss
     if isinstance(loss, float):
         message["loss"] = loss
     if findings.note:
         message["loss_note"] = findings.note
-    bad = pass_of(findings.passes, findings.origin.microbatch)
     if bad is not None and bad.capsule is not None:
         message["batch_hash"] = hash_of(bad.capsule)
     return message

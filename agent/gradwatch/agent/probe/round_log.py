@@ -162,7 +162,7 @@ class RoundLog:
 
     def _with_the_loss(self, model: WatchedModel, findings: BucketFindings) -> BucketFindings:
         """The findings with what the graph of the loss shows of them."""
-        if not self._watcher.fuses.intact(PART):
+        if not self._watcher.fuses.intact(PART) or model.module() is None:
             return findings
         try:
             bad = model.ids_of(one.key for one in findings.gradients)

@@ -175,7 +175,8 @@ def completed(
     """
     if told.get("operator") is not None or told["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
         return told
-    loss = next((one.loss for one in passes if one.loss is not None), None)
+    losses = [one.loss for one in passes if one.loss is not None]
+    loss = next((one for one in losses if one.is_bad or one.made is not None), next(iter(losses), None))
     if loss is None:
         return told
     missing = list(told.get("missing", ()))
