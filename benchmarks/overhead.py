@@ -2,10 +2,10 @@
 
 usage: torchrun --nproc-per-node 2 -m benchmarks.overhead [STEPS]
 
-Two copies of the reference transformer train in turn, one step each: one wrapped before the probe
-was active, so that torch reduces it as ever, one wrapped after. In the watched one's steps the looks
-at each bucket, before its reduction and after it, take turns with one `torch.sum` over the same buffer at the
-same moment. A checksum of the parameters, which one round in a hundred takes, is timed by itself.
+Two copies of a model, of the reference transformer and then of one of many small layers, train in turn, one
+step each: one wrapped before the probe was active, so that torch reduces it as ever, one wrapped after. In the
+watched one's steps the looks at each bucket, before its reduction and after it, take turns with one `torch.sum`
+over the same buffer at the same moment. A checksum of the parameters, which one round in a hundred takes, is timed by itself.
 """
 
 from __future__ import annotations
@@ -16,19 +16,50 @@ import sys
 import tempfile
 import time
 import timeit
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.reference import ReferenceTransformer, random_batch
+from benchmarks.reference import ReferenceTransformer, SmallLayers, random_batch, random_rows
 
-# Over one pass of `torch.sum`; given for fp32.
-BEFORE_LIMIT = {torch.float32: "1.6"}
-AFTER_LIMIT = {torch.float32: "1.3"}
-SHARE_LIMIT = 0.02
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A model that is measured.
+
+    Attributes:
+        batch: gives one rank's batch.
+        before_limit: of the look before the reduction over one pass of `torch.sum`, by dtype, as printed.
+        after_limit: of the look after it, likewise.
+        share_limit: of the probe's own share of the step, as printed.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    batch: Callable[[], torch.Tensor]
+    dtypes: tuple[torch.dtype, ...]
+    before_limit: dict[torch.dtype, str] = field(default_factory=dict)
+    after_limit: dict[torch.dtype, str] = field(default_factory=dict)
+    share_limit: str = "none"
+
+
+LARGE = Kind(
+    "reference transformer",
+    ReferenceTransformer,
+    random_batch,
+    (torch.float32, torch.bfloat16),
+    {torch.float32: "1.6"},
+    {torch.float32: "1.3"},
+    "2%",
+)
+SMALL = Kind("60 small layers", SmallLayers, random_rows, (torch.float32,))
 
 
 def spread(samples: list[float]) -> str:
@@ -45,23 +76,24 @@ def main(steps: int) -> None:
         print(
             f"torch {torch.__version__}, 2 ranks, gloo, 1 thread each, {steps} steps of each kind", flush=True
         )
-    for dtype in (torch.float32, torch.bfloat16):
-        measure(rank, dtype, steps)
+    for kind in (LARGE, SMALL):
+        for dtype in kind.dtypes:
+            measure(rank, kind, dtype, steps)
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)
 
 
-def build(dtype: torch.dtype) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
+def build(kind: Kind, dtype: torch.dtype) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = DistributedDataParallel(ReferenceTransformer().to(dtype))
+    model = DistributedDataParallel(kind.model().to(dtype))
     return model, torch.optim.SGD(model.parameters(), lr=1e-4)
 
 
-def one_step(model: Any, optimizer: torch.optim.Optimizer) -> float:
+def one_step(kind: Kind, model: Any, optimizer: torch.optim.Optimizer) -> float:
     """Seconds of one training step."""
-    batch = random_batch()
+    batch = kind.batch()
     dist.barrier()
     began = time.perf_counter()
     optimizer.zero_grad()
@@ -70,16 +102,16 @@ def one_step(model: Any, optimizer: torch.optim.Optimizer) -> float:
     return time.perf_counter() - began
 
 
-def unwatched(dtype: torch.dtype) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
+def unwatched(kind: Kind, dtype: torch.dtype) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
     """A model that the probe does not see, although it may be active already."""
     from gradwatch.agent.probe.activate import active
 
     probe = active()
     if probe is None:
-        return build(dtype)
+        return build(kind, dtype)
     probe.watcher.fuses.counts["attach"] = 1
     try:
-        return build(dtype)
+        return build(kind, dtype)
     finally:
         del probe.watcher.fuses.counts["attach"]
 
@@ -135,58 +167,63 @@ class Timed:
         self._spent.update(before=0.0, after=0.0)
 
 
-def measure(rank: int, dtype: torch.dtype, steps: int) -> None:
-    plain, plain_optimizer = unwatched(dtype)
+def measure(rank: int, kind: Kind, dtype: torch.dtype, steps: int) -> None:
+    plain, plain_optimizer = unwatched(kind, dtype)
     os.environ.setdefault("GRADWATCH_SPOOL", tempfile.mkdtemp(prefix="gradwatch-bench-"))
     from gradwatch.agent.probe.activate import activate
 
     probe = activate()
     assert probe is not None
-    watched, watched_optimizer = build(dtype)
+    watched, watched_optimizer = build(kind, dtype)
     model = probe.ddp.model_of(watched)
     assert model is not None
     assert probe.ddp.model_of(plain) is None
     timed = Timed(model)
     for _ in range(3):
-        one_step(plain, plain_optimizer)
-        one_step(watched, watched_optimizer)
+        one_step(kind, plain, plain_optimizer)
+        one_step(kind, watched, watched_optimizer)
     timed.forget()
 
     arrival = timeit.timeit(lambda: probe.watcher.arrivals.order.append(1), number=100_000) / 100_000
     arrival *= 2 * len(list(watched.parameters()))
     ratios, shares = [], []
     for number in range(2 * steps):
-        without = one_step(plain, plain_optimizer)
+        without = one_step(kind, plain, plain_optimizer)
         timed.kind = "look" if number % 2 else "sum"
         before = probe.watcher.probe_seconds
-        with_us = one_step(watched, watched_optimizer)
+        with_us = one_step(kind, watched, watched_optimizer)
         timed.end_step()
         if timed.kind == "look":
             ratios.append(with_us / without)
             shares.append((probe.watcher.probe_seconds - before + arrival) / with_us)
         if rank == 0 and (number + 1) % 20 == 0:
-            print(f"  {dtype}: {number + 1} of {2 * steps} pairs of steps", file=sys.stderr, flush=True)
+            print(
+                f"  {kind.name}, {dtype}: {number + 1} of {2 * steps} pairs of steps",
+                file=sys.stderr,
+                flush=True,
+            )
     if rank == 0:
-        report(dtype, model, timed, shares, ratios)
+        report(kind, dtype, model, timed, [shares, ratios])
         print_memory(probe.watcher.probe_memory)
     spool = Path(os.environ["GRADWATCH_SPOOL"])
     assert not any('"nonfinite"' in journal.read_text() for journal in spool.glob("*.jsonl"))
 
 
-def report(dtype: torch.dtype, model: Any, timed: Timed, shares: list[float], ratios: list[float]) -> None:
+def report(kind: Kind, dtype: torch.dtype, model: Any, timed: Timed, measured: list[list[float]]) -> None:
     from gradwatch.agent.probe.replica import sums_of
 
+    shares, ratios = measured
     parameters = model.parameters()
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    print(f"{dtype}, {size / 1e6:.0f} MB of gradients")
-    for side, limits in (("before", BEFORE_LIMIT), ("after", AFTER_LIMIT)):
+    print(f"{kind.name}, {dtype}, {size / 1e6:.0f} MB of gradients")
+    for side, limits in (("before", kind.before_limit), ("after", kind.after_limit)):
         looks, sums = (timed.median(kind, side) for kind in ("look", "sum"))
         print(
             f"  look {side:6} / one torch.sum pass  {looks / sums:.2f}  (limit {limits.get(dtype, 'none')})  "
             f"{looks * 1e3:.2f} ms / {sums * 1e3:.2f} ms"
         )
     print(
-        f"  probe's own share of the step     {statistics.median(shares):.2%}  (limit {SHARE_LIMIT:.0%})   "
+        f"  probe's own share of the step     {statistics.median(shares):.2%}  (limit {kind.share_limit})   "
         f"{spread(shares)}"
     )
     print(f"  step time, watched / unwatched    {spread(ratios)}   (median [quartiles])")

@@ -1,4 +1,4 @@
-"""The reference transformer of the benchmarks: 27 M parameters, 2 x 256 tokens a rank."""
+"""The models of the benchmarks: a transformer of 27 M parameters, and one of many small layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ HEADS = 8
 LAYERS = 6
 TOKENS = 256
 SEQUENCES = 2
+SMALL_WIDTH = 64
+SMALL_LAYERS = 60
+SMALL_ROWS = 256
 
 
 class Block(nn.Module):
@@ -53,6 +56,31 @@ class ReferenceTransformer(nn.Module):
             hidden = block(hidden)
         logits = functional.linear(self.norm(hidden), self.tokens.weight)
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class SmallLayers(nn.Module):
+    """60 layers of LayerNorm, Linear of 64 and GELU: 240 parameters, each of a few kilobytes.
+
+    What watching costs here is the calls that it makes, not the bytes that it reads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.LayerNorm(SMALL_WIDTH), nn.Linear(SMALL_WIDTH, SMALL_WIDTH), nn.GELU())
+                for _ in range(SMALL_LAYERS)
+            )
+        )
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean square of what comes out; `values` is of (rows, 64)."""
+        return self.layers(values).float().square().mean()
+
+
+def random_rows() -> torch.Tensor:
+    """One rank's batch for `SmallLayers`."""
+    return torch.randn(SMALL_ROWS, SMALL_WIDTH)
 
 
 def random_batch() -> torch.Tensor:
