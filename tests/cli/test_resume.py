@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from gradwatch.agent.launch import resume as told
 from gradwatch.agent.launch.orders import Action, Order
 from gradwatch.cli.launcher import resume
+from gradwatch.cli.launcher.job_view import JobView
 from gradwatch.cli.launcher.opened import OpenedWatch
+from gradwatch.cli.launcher.performer import Performer
 
 
 @pytest.mark.parametrize(
@@ -106,3 +110,30 @@ def test_whether_a_checkpoint_was_opened(tmp_path):
     watch.close()
     assert watch.opened() is True
     assert OpenedWatch(str(tmp_path / "absent")).opened() is None
+
+
+# The command, what its ranks say of the checkpoint, what the report says, and whether it is warned here: what
+# ranks say is among the collector's warnings.
+HONOURED = [
+    ("train.py --resume {resume}", None, True, False),
+    ("train.py --resume {resume}", False, False, False),
+    ("train.py --resume {resume}", True, True, False),
+    ("train.py", True, True, False),
+    ("train.py", False, False, False),
+    ("train.py", None, False, True),
+]
+
+
+@pytest.mark.parametrize(("command", "said", "honoured", "warned"), HONOURED)
+def test_what_ranks_say_of_a_resume_counts_for_more_than_the_command(
+    tmp_path, command, said, honoured, warned
+):
+    warnings: list[str] = []
+    config = SimpleNamespace(command=tuple(command.split()))
+    performer = Performer(config, None, None, None, SimpleNamespace(warn=warnings.append))
+    performer.resumed = Order("d", Action.START, 0, resume_path=str(tmp_path), resume_step=5)
+    performer._opened = OpenedWatch(str(tmp_path))
+    view = JobView(resume={"path": str(tmp_path), "generation": 0, "honoured": said})
+    assert performer.resume_document(view)["honoured"] is honoured
+    performer.warn_if_not_honoured(view)
+    assert [text.startswith("not honoured") for text in warnings] == [True] * warned

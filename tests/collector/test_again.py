@@ -104,3 +104,13 @@ def test_a_rank_that_is_bad_without_end_is_told_in_little_space():
     bodies = [bad(5 + 2 * turn) for turn in range(25)]
     told = told_with(*bodies)
     assert len(told.incident.verdict.again) == 16
+
+
+def test_buckets_of_a_round_may_arrive_apart():
+    buckets = [bad(9, "a", bucket=0), bad(9, "a", bucket=1, phase=Phase.LOSS)]
+    apart = Told().hellos(1).tell(batch("r0", 1, bad(5, "a")))
+    for place, bucket in enumerate(buckets):
+        apart.tell(batch("r0", 2 + place, bucket))
+    at_once = Told().hellos(1).tell(batch("r0", 1, bad(5, "a"), *buckets))
+    assert apart.incident.verdict == at_once.incident.verdict
+    assert [one.step for one in at_once.incident.verdict.again] == [9]

@@ -188,3 +188,19 @@ def test_weights_that_no_gradient_shows_stay_an_incident_until_all_have_said_so(
     told.tell(batch("r1", 1, bad_weights(3, UpdateEvidence.EPSILON)), progress("r1", 41, 2))
     assert told.incident.status is Status.CLOSED
     assert told.incident.verdict.tie
+
+
+# What shows that the update did it, its learning rate, and what is likely.
+LIKELY = [
+    (UpdateEvidence.EPSILON, 1e-3, LikelyKind.PRECISION),
+    (UpdateEvidence.STATE, 1e30, LikelyKind.HYPERPARAMETERS),
+    (None, 1e30, LikelyKind.HYPERPARAMETERS),
+    (UpdateEvidence.STATE, 1e-3, LikelyKind.UNKNOWN),
+]
+
+
+@pytest.mark.parametrize(("evidence", "rate", "kind"), LIKELY)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_is_likely_behind_an_update(evidence, rate, kind, world_size):
+    told = on_all(world_size, 9, bad_weights(9, evidence, learning_rate=rate))
+    assert told.incident.verdict.likely[0].kind is kind

@@ -206,13 +206,12 @@ def _flight_of(evidence: Evidence, first: Sighting) -> Flight | None:
 
 def _again(evidence: Evidence, first: Sighting) -> tuple[Own, ...]:
     """Later rounds in which the first rank was bad by itself again."""
-    return tuple(
-        one
-        for one in evidence.own
-        if one.rank == first.rank
-        and one.round > first.round
-        and (one.given or (one.root == first.root and one.model_step != first.model_step))
-    )[:_AGAIN]
+    rounds: dict[int, Own] = {}
+    for one in evidence.own:
+        itself = one.given or (one.root == first.root and one.model_step != first.model_step)
+        if one.rank == first.rank and one.round > first.round and itself:
+            rounds.setdefault(one.round, one)
+    return tuple(rounds.values())[:_AGAIN]
 
 
 def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:

@@ -263,13 +263,14 @@ def _of(sightings: Sequence[Sighting]) -> Evidence:
         last_step=last_step,
         reduced=reduced,
         weights=weights,
-        own=tuple(sorted(_own(earliest.values()))[:_OWN]),
+        # Of all buckets of a round, since they may arrive apart.
+        own=tuple(sorted(_own(sightings))[:_OWN]),
     )
 
 
-def _own(sightings: Iterable[Sighting]) -> list[Own]:
+def _own(sightings: Iterable[Sighting]) -> set[Own]:
     """Those that the weights do not explain."""
-    return [
+    return {
         Own(
             sighting.round,
             sighting.rank,
@@ -282,7 +283,7 @@ def _own(sightings: Iterable[Sighting]) -> list[Own]:
         for sighting in sightings
         if sighting.kind is Kind.GRADIENT and sighting.weights_finite
         if sighting.root is not None and sighting.model_step is not None
-    ]
+    }
 
 
 def with_replayed(evidence: Evidence, replayed: Iterable[Replayed]) -> Evidence:

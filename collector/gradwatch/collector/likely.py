@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.model import Cause, Guess, Judgement, LikelyKind
+from gradwatch.collector.observations import UpdateEvidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,17 +185,18 @@ def _device(case: Case) -> Guess | None:
 
 def _explosion(case: Case) -> Guess | None:
     """A learning rate that cannot be meant, or a loss next to the end of the range."""
-    if not case.everywhere or case.flight is None:
+    if not case.everywhere:
         return None
-    before = [step for step in case.flight.steps if step.round < case.flight.round]
-    rates = [step.learning_rate for step in before if step.learning_rate is not None]
+    rates = [] if case.flight is None else _rates(case.flight)
+    if case.first.update is not None and case.first.update.learning_rate is not None:
+        rates.append(case.first.update.learning_rate)
     if rates and rates[-1] >= _NO_RATE:
         return Guess(
             LikelyKind.HYPERPARAMETERS,
             f"the learning rate had come to {rates[-1]:.3g}",
             "Lower the learning rate, or look at the schedule that made it so large.",
         )
-    losses = _losses(case.flight)
+    losses = [] if case.flight is None else _losses(case.flight)
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite or abs(finite[-1]) < _HUGE_LOSS:
         return None
@@ -203,6 +205,19 @@ def _explosion(case: Case) -> Guess | None:
         LikelyKind.EXPLODING_GRADIENTS,
         f"the loss had grown to {finite[-1]:.3g}{then}",
         "Clip the gradients, or lower the learning rate.",
+    )
+
+
+def _epsilon(case: Case) -> Guess | None:
+    """An optimizer whose epsilon is nothing in the dtype of its state."""
+    update = case.first.update
+    if update is None or update.evidence is not UpdateEvidence.EPSILON:
+        return None
+    eps = "" if update.eps is None else f" of {update.eps:.3g}"
+    return Guess(
+        LikelyKind.PRECISION,
+        f"the optimizer's eps{eps} is 0 in the dtype of the weights",
+        "Keep the weights in fp32, and compute in the shorter dtype under autocast; or raise eps.",
     )
 
 
@@ -356,6 +371,7 @@ _RULES = (
     _started_so,
     _data,
     _device,
+    _epsilon,
     _collapse,
     _explosion,
     _domain,
@@ -408,6 +424,12 @@ def _operator(case: Case) -> tuple[Operator | None, str]:
         # As the autograd graph calls it: LogSoftmaxBackward0.
         bare = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node[1]).lower()
     return operator, bare.rstrip("_")
+
+
+def _rates(flight: Flight) -> list[float]:
+    """The learning rates of the updates before the bad round."""
+    before = [step for step in flight.steps if step.round < flight.round]
+    return [step.learning_rate for step in before if step.learning_rate is not None]
 
 
 def _losses(flight: Flight) -> list[float]:

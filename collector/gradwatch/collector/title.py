@@ -60,7 +60,7 @@ def _of_update(update: Update, first: Sighting, name: str) -> str:
 
 
 def _of_phase(first: Sighting, name: str) -> str:
-    operator, loss = first.operator, first.loss
+    operator = first.operator
     what = f"gradient of {name} is {_is(first)}"
     if first.phase is Phase.PARAMETER:
         what = f"weight {name} is {_is(first)}" if first.bad_weights else "weights are not finite"
@@ -69,8 +69,8 @@ def _of_phase(first: Sighting, name: str) -> str:
         what = f"{_value(first)} in {entered}"
     elif operator is not None and operator.name is not None:
         what = _of_operator(operator)
-    elif loss is not None and not math.isfinite(loss) and first.phase is not Phase.FORWARD:
-        what = f"loss is {number(loss)}"
+    elif _is_of_loss(first) and first.loss is not None:
+        what = f"loss is {number(first.loss)}"
     return what
 
 
@@ -115,8 +115,21 @@ def _who(verdict: Verdict, first: Sighting) -> str:
             return ", all ranks"
         return f", {len(verdict.origins)} ranks"
     on = f" on {_short(first.node)}" if first.node else ""
-    joins = first.phase is Phase.INPUT and not (first.group or first.exchanged)
-    return f"{' of' if joins else ','} rank {first.rank}{on}"
+    if first.phase is Phase.INPUT and not (first.group or first.exchanged):
+        return f" of rank {first.rank}{on}"
+    if _is_of_loss(first):
+        return f" on rank {first.rank}{on}"
+    # Weights are the job's, wherever they are.
+    of_weights = first.phase in {Phase.PARAMETER, Phase.UPDATE}
+    return f", rank {first.rank}" if of_weights else f", rank {first.rank}{on}"
+
+
+def _is_of_loss(first: Sighting) -> bool:
+    """Whether the loss tells most: it is not finite, and no operator is known."""
+    operator, loss = first.operator, first.loss
+    named = operator is not None and operator.name is not None
+    late = first.phase in {None, Phase.LOSS, Phase.BACKWARD}
+    return late and not named and loss is not None and not math.isfinite(loss)
 
 
 def _is(first: Sighting) -> str:

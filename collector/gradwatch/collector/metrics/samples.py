@@ -16,7 +16,7 @@ from gradwatch.collector.policy.dossier import Dossier
 from gradwatch.collector.policy.ledger import Standing, standing_of
 from gradwatch.collector.policy.model import Action
 from gradwatch.collector.runs import is_over
-from gradwatch.collector.told import EXPLODING
+from gradwatch.collector.told import EXPLODING, LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -163,7 +163,8 @@ def _of_incidents(job: JobState, incidents: Iterable[Incident]) -> Iterator[Samp
     for incident in open_ones[-1:]:
         if incident.verdict.first is not None:
             yield Sample(metric.INCIDENT_FIRST_RANK, (name,), incident.verdict.first.rank)
-    yield Sample(metric.WARNINGS, (name, EXPLODING), job.warned.get(EXPLODING, 0))
+    for kind in (EXPLODING, LOSS):
+        yield Sample(metric.WARNINGS, (name, kind), job.warned.get(kind, 0))
 
 
 def _of_progress(
