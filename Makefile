@@ -70,6 +70,10 @@ kills: $(INSTALLED) ## SIGKILL ranks, sidecar and collector 20 times each: is an
 attribution: $(INSTALLED) ## The catalogue of faults at random places: a table of what is named
 	@$(BIN)/python -m tests.campaign.attribution
 
+.PHONY: field
+field: $(INSTALLED) ## Programs after public reports, plain and watched: is every verdict right?
+	@$(BIN)/python -m tests.field.run
+
 .PHONY: campaign-rollbacks
 campaign-rollbacks: $(INSTALLED) ## 50 rollbacks on one node, 20 on two (half an hour; needs root and iproute2)
 	@$(BIN)/python -m tests.campaign.rollbacks --count 50

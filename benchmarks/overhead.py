@@ -3,9 +3,10 @@
 usage: torchrun --nproc-per-node 2 -m benchmarks.overhead [STEPS]
 
 Two copies of a model, of the reference transformer and then of one of many small layers, train in turn, a
-step each: one wrapped before the probe was active, so that torch reduces it as ever, one wrapped after. In the
-steps of the watched one the looks at each bucket, before its reduction and after it, take turns with one
-`torch.sum` over the same buffer at the same moment. A checksum of the parameters, which one round in a hundred takes, is timed by itself.
+step each: one wrapped before the probe was active, so that torch reduces it as ever, one wrapped after. In
+the steps of the watched one the looks at each bucket, before its reduction and after it, take turns with one
+`torch.sum` over the same buffer at the same moment. A checksum of the parameters, which one round in a
+hundred takes, is timed by itself.
 """
 
 from __future__ import annotations

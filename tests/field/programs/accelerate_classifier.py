@@ -42,7 +42,9 @@ data = TensorDataset(ids, torch.ones_like(ids), torch.randint(0, 2, (64,), gener
 model = Classifier()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 schedule = get_linear_schedule_with_warmup(optimizer, 2, 16)
-model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, DataLoader(data, batch_size=4), schedule)
+model, optimizer, loader, schedule = accelerator.prepare(
+    model, optimizer, DataLoader(data, batch_size=4), schedule
+)
 model.train()
 for step, (input_ids, attention_mask, labels) in enumerate(loader):
     output = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
