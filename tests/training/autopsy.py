@@ -238,7 +238,7 @@ def run(rank: int, options: dict[str, Any], mode: Mode) -> None:
             if bad and options.get("poison"):
                 with torch.no_grad():
                     ddp.module.last.weight[0, 0] = NAN
-            Broken.broken = bad
+            Broken.set_broken(bad)
             torch.manual_seed(77)
             with ddp.no_sync() if micro < micro_batches - 1 else torch.enable_grad():
                 with torch.autocast("cpu", enabled=options.get("autocast", False)):

@@ -458,6 +458,8 @@ class _Builder:
             self._inventory.holders = []
             self.doubt("there are too many objects to be kept")
         self._find_mutable()
+        # Keeps nothing alive, though it and its `Reach` know one another.
+        self._seen.clear()
 
     # ------------------------------------------------------------------ as `Found`
 
@@ -518,14 +520,15 @@ class _Builder:
             inventory.known.add(id(module))
             if isinstance(module, _DROPOUT):
                 inventory.dropouts.append(own)
-            for buffer in own.get("_buffers", ()):
+            scripted = isinstance(module, torch.jit.ScriptModule)
+            for buffer in () if scripted else own["_buffers"]:
                 inventory.buffers.append((own["_buffers"], buffer))
                 inventory.buffer_names.append(
                     (f"{name}.{buffer}" if name else buffer, _is_running(module, own))
                 )
             for hook in all_hooks(module):
                 self._reach.add(hook)
-            if isinstance(module, torch.jit.ScriptModule):
+            if scripted:
                 self.doubt(f"{where} is scripted, and its attributes are not seen")
             elif is_library(type(module).__module__):
                 self._of_torch(where, module)
