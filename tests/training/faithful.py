@@ -1,4 +1,4 @@
-"""Passes of rank 1 that go bad by a broken device, or by what a replay cannot repeat; one case after the other.
+"""Passes of rank 1 that go bad by a broken device, or by what a replay cannot repeat, one after the other.
 
 usage: python -m tests.training.faithful [CASE…]
 
@@ -286,15 +286,24 @@ _FOUND = {"faithful": True, "peers": ("REPLAY_FINITE", True)}
 _AGAIN: dict[str, Any] = {
     "replay": "REPLAY_REPRODUCED", "faithful": None, "operator": "div", "peers": ("REPLAY_REPRODUCED", None),
 }  # fmt: skip
-_ONCE_MORE: dict[str, Any] = {"replay": "REPLAY_REPRODUCED", "faithful": None, "peers": ("REPLAY_FINITE", True)}
+_ALWAYS = {"times": 1e9}
+_ONCE_MORE: dict[str, Any] = {
+    "replay": "REPLAY_REPRODUCED",
+    "faithful": None,
+    "peers": ("REPLAY_FINITE", True),
+}
 CASES = {
     "broken_forward": Case(forward=lambda: Broken("aten.addmm"), **_FOUND),
     "broken_backward": Case(backward=lambda: Broken("aten.mm"), **_FOUND),
     "broken_norm": Case(backward=lambda: Broken("aten.tanh_backward"), **_FOUND),
-    "stays_broken_forward": Case(both=lambda: Broken("aten.addmm", times=1e9), operator="addmm", **_ONCE_MORE),
-    "stays_broken_backward": Case(backward=lambda: Broken("aten.mm", times=1e9), operator="mm", **_ONCE_MORE),
+    "stays_broken_forward": Case(
+        both=lambda: Broken("aten.addmm", **_ALWAYS), operator="addmm", **_ONCE_MORE,
+    ),
+    "stays_broken_backward": Case(backward=lambda: Broken("aten.mm", **_ALWAYS), operator="mm", **_ONCE_MORE),
     # Nothing of the output was finite: a clean pass is replayed.
-    "broken_all": Case(Quiet, forward=lambda: Broken("aten.addmm"), faithful=None, peers=("REPLAY_FINITE", None)),
+    "broken_all": Case(
+        Quiet, forward=lambda: Broken("aten.addmm"), faithful=None, peers=("REPLAY_FINITE", None),
+    ),
     "attribute": Case(ByAttribute, **_AGAIN),
     "counter": Case(ByCounter, **_AGAIN),
     "class_counter": Case(ByClassCounter, **_AGAIN),
@@ -347,10 +356,7 @@ def run(rank: int, case: Case) -> None:
                     output = ddp(values)
                 time.sleep(0.3 * bad * hasattr(net, "until") * (case.net is ByTime))
                 # Gone by the time of the replay.
-                if case.loss is not None:
-                    loss = case.loss(net, output, bad)
-                else:
-                    loss = output.square().mean()
+                loss = output.square().mean() if case.loss is None else case.loss(net, output, bad)
                 if case.double:
                     loss = output.mean()
                     (slope,) = torch.autograd.grad(loss, values, create_graph=True)

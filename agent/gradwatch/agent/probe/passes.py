@@ -75,8 +75,8 @@ class Pass:
         handed: as `inputs`, of those that the job had computed from something.
         makers: the passes of watched models that made these, as far as they are known.
         own: whether the parameters of its model were finite; what gives that, as long as nobody has asked.
-        entrances: of its backward pass, in the order in which they were come to; until its round is over, since
-            a node holds the graph below it.
+        entrances: of its backward pass, in the order in which they were come to; until its round is over,
+            since a node holds the graph below it.
     """
 
     batch: str | None = None

@@ -13,8 +13,8 @@ from gradwatch.agent.probe.autopsy.due import Due, name_of, why_not
 from gradwatch.agent.probe.autopsy.evidence import Evidence
 from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.in_process import in_process
+from gradwatch.agent.probe.autopsy.inventory import take_inventory
 from gradwatch.agent.probe.autopsy.proof import evidence_of, places_of, weights_of
-from gradwatch.agent.probe.autopsy.python_state import take_inventory
 from gradwatch.agent.probe.autopsy.replay import Case, not_done, replay
 from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
 
