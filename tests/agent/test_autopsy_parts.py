@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwatch.agent.probe import spool

@@ -40,7 +40,11 @@ def nudged(tensor: torch.Tensor) -> torch.Tensor:
         (FINITE, FINITE.double(), {"faithful": False}),
         (FINITE, FINITE[:2], {"faithful": False}),
         (torch.tensor([0.0]), torch.tensor([-0.0]), {"faithful": False}),
-        (torch.ones(3, 2, dtype=torch.bfloat16).T, torch.ones(2, 3, dtype=torch.bfloat16), {"faithful": True}),
+        (
+            torch.ones(3, 2, dtype=torch.bfloat16).T,
+            torch.ones(2, 3, dtype=torch.bfloat16),
+            {"faithful": True},
+        ),
         (torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64), {"faithful": True}),
     ],
 )

@@ -184,15 +184,21 @@ class ByTime(Net):
 
 
 class Squeeze(torch.autograd.Function):
-    """Bad in its backward pass while a flag is up."""
+    """Bad in its backward pass by an attribute of its module."""
 
     @staticmethod
-    def forward(context, values):
+    def forward(context, values, module):
+        context.bad = module.bad
         return values * 1
 
     @staticmethod
     def backward(context, gradient):
-        return gradient / 0 if flags.UP else gradient
+        return spoilt(gradient, context.bad), None
+
+
+class ByFunction(Net):
+    def between(self, values):
+        return Squeeze.apply(values, self)
 
 
 class Plain(Net):
@@ -237,6 +243,17 @@ def up(net: nn.Module, on: bool) -> None:
     path.touch() if on else path.unlink(missing_ok=True)
 
 
+def replace_forward(net: Net) -> None:
+    """Have a training step run instead of forward, once, as Lightning does."""
+    own = net.forward
+
+    def step(values: torch.Tensor) -> torch.Tensor:
+        net.forward = own
+        return spoilt(net(values), net.bad).square().mean()
+
+    net.forward = step
+
+
 def penalised(net: Net, output: torch.Tensor, bad: bool) -> torch.Tensor:
     weight = net.first.weight
     return output.square().mean() + ((weight * 0).square().sum().sqrt() if bad else weight.norm() * 0)
@@ -265,6 +282,8 @@ class Case:
         double: the loss needs a gradient with respect to the input.
         hook: on a parameter.
         micro: micro-batches.
+        views: forward passes for each backward pass; the last one may go bad.
+        replaced: something else runs in place of forward, for the time of each pass.
     """
 
     net: Any = Plain
@@ -280,6 +299,8 @@ class Case:
     double: bool = False
     hook: bool = False
     micro: int = 1
+    views: int = 1
+    replaced: bool = False
 
 
 _FOUND = {"faithful": True, "peers": ("REPLAY_FINITE", True)}
@@ -314,7 +335,7 @@ CASES = {
     "closure": Case(by_closure, **_AGAIN),
     "numpy": Case(ByNumpy, **_AGAIN),
     "python": Case(ByPython, **_AGAIN),
-    "generator": Case(ByOwnGenerator, doubt="keeps a Generator"),
+    "generator": Case(ByOwnGenerator, doubt="keeps a Generator", peers=_AGAIN["peers"]),
     "iterator": Case(ByIterator, doubt="keeps a count"),
     "file": Case(ByFile, doubt="pathlib"),
     "time": Case(ByTime, doubt="uses time"),
@@ -323,6 +344,14 @@ CASES = {
     "double_backward": Case(double=True, replay="REPLAY_NOT_DONE", faithful=None, peers=None),
     "hook": Case(hook=True, doubt="hooks"),
     "loss_inside": Case(Both, loss=lambda _net, output, _bad: output[1], **{**_AGAIN, "operator": "div"}),
+    "replaced": Case(replaced=True, loss=lambda _net, output, _bad: output, **_AGAIN),
+    "two_views": Case(ByAttribute, views=2, **_AGAIN),
+    # In the backward pass of one of them, which is not known: others do not replay it.
+    "two_views_backward": Case(ByFunction, views=2, **{**_AGAIN, "peers": None}),
+    "two_views_broken": Case(
+        views=2, backward=lambda: Broken("aten.mm"), doubt="which of 2 passes", peers=None,
+    ),
+    "function": Case(ByFunction, **_AGAIN),
     "accumulated": Case(ByAttribute, micro=3, **_AGAIN),
     "accumulated_broken": Case(micro=3, forward=lambda: Broken("aten.addmm"), doubt="several passes"),
 }  # fmt: skip
@@ -352,11 +381,18 @@ def run(rank: int, case: Case) -> None:
                 for one in (case.forward, case.backward, case.both)
             )
             with both, ddp.no_sync() if micro < case.micro - 1 else torch.enable_grad():
+                up(net, bad and case.views == 1)
+                first = [ddp(values.flip(0)) for _ in range(case.views - 1)]
+                up(net, bad)
+                if case.replaced:
+                    replace_forward(net)
                 with forward:
                     output = ddp(values)
                 time.sleep(0.3 * bad * hasattr(net, "until") * (case.net is ByTime))
                 # Gone by the time of the replay.
                 loss = output.square().mean() if case.loss is None else case.loss(net, output, bad)
+                for other in first:
+                    loss = loss + other.square().mean()
                 if case.double:
                     loss = output.mean()
                     (slope,) = torch.autograd.grad(loss, values, create_graph=True)

@@ -132,6 +132,7 @@ class State:
                 ]
                 for holder, values in zip(inventory.holders, self.values, strict=True)
             },
+            "replaced": self.replaced_forward,
             "training": self.training,
             "dropout": self.dropout,
             "generators": [
@@ -142,27 +143,18 @@ class State:
     def take_over(self, plain: dict[str, Any]) -> list[str]:
         """Become what another process gave by `plain`, as far as it can be; phrases of what differs."""
         self._told = self.doubts()
-        inventory, names = self.inventory, plain["names"]
-        if names.keys() != {holder.key for holder in inventory.holders}:
+        if plain["names"].keys() != {holder.key for holder in self.inventory.holders}:
             return ["what its code reads is not the same on both ranks"]
-        phrases, contents = [], []
-        for number, holder in enumerate(inventory.holders):
-            values = list(self.values[number])
-            given = dict(map(tuple, names[holder.key]))
-            if given.keys() != set(holder.names):
+        phrases = []
+        if plain["replaced"] != self.replaced_forward:
+            phrases.append("something else ran in place of its forward on the other rank")
+        self.contents = []
+        for number, holder in enumerate(self.inventory.holders):
+            given = dict(map(tuple, plain["names"][holder.key]))
+            if given.keys() == set(holder.names):
+                self.values[number] = self._taken_over(holder, self.values[number], given)
+            else:
                 phrases.append(f"{holder.where} has other attributes on the other rank")
-                continue
-            for place, name in enumerate(holder.names):
-                if given[name][0] == SKIPPED:
-                    continue
-                theirs = decoded(given[name])
-                if type(values[place]) in CONTAINERS and type(theirs) is type(values[place]):
-                    # The same container, which others may hold, too.
-                    contents.append((values[place], theirs))
-                else:
-                    values[place] = theirs
-            self.values[number] = tuple(values)
-        self.contents = contents
         for own, other in ((self.training, plain["training"]), (self.dropout, plain["dropout"])):
             if len(own) != len(other):
                 return [*phrases, "the model has other modules on the other rank"]
@@ -172,6 +164,19 @@ class State:
                 state if isinstance(state, torch.Tensor) else decoded(state) for state in plain["generators"]
             ]
         return phrases
+
+    def _taken_over(self, holder: Holder, values: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, ...]:
+        taken = list(values)
+        for place, name in enumerate(holder.names):
+            if given[name][0] == SKIPPED:
+                continue
+            theirs = decoded(given[name])
+            if type(taken[place]) in CONTAINERS and type(theirs) is type(taken[place]):
+                # The same container, which others may hold, too.
+                self.contents.append((taken[place], theirs))
+            else:
+                taken[place] = theirs
+        return tuple(taken)
 
 
 @dataclass

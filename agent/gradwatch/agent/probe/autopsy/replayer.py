@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.autopsy.capsule import NUMPY, nbytes_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.autopsy.python_state import State
     from gradwatch.agent.probe.autopsy.shelf import Taken
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Pass
@@ -218,7 +219,7 @@ class Replayer:
             evidence.doubts.append("the weights are not those of the other rank")
         elif model.shards is not None and taken.rank not in model.shards.peers:
             evidence.doubts.append("the weights were not compared with those of the other rank")
-        self._take_state(model, taken)
+        self._take_state(model, moment, taken)
         wanted = _Wanted(capsule, taken.about["output"], evidence)
         told = self._replayed(model, moment, wanted, shards or {}, seconds=SECONDS)
         report = _Report(moment, taken.about["microbatch"], of_rank=taken.rank, nbytes=nbytes_of(capsule))
@@ -265,13 +266,13 @@ class Replayer:
         roots = getattr(self._watcher.losses, "roots", None) if due.roots is None else due.roots
         return evidence_of(model, due.moment, one, due.checksums, roots)
 
-    def _take_state(self, model: WatchedModel, taken: Taken) -> None:
+    def _take_state(self, model: WatchedModel, moment: Moment, taken: Taken) -> None:
         """Have our modules be in the state in which the other rank's were."""
         capsule, module = taken.capsule, model.module()
         if taken.state is None or module is None:
             return
         try:
-            capsule.state = take_inventory(module).take()
+            capsule.state = _own_state(module, moment)
             capsule.doubts += capsule.state.take_over(taken.state)
         except Exception as error:
             capsule.doubts.append(f"the state of its modules could not be handed on ({type(error).__name__})")
@@ -335,6 +336,16 @@ def _shards_for(model: WatchedModel, due: Due) -> AbstractContextManager[Mapping
     if due.handover is None:
         raise NoShardsError("the ranks that hold parts of the parameters were not asked for them")
     return due.handover.own(due.name, model.shards)
+
+
+def _own_state(module: torch.nn.Module, moment: Moment) -> State:
+    """As our modules are now, but for what runs in place of the model's forward for the time of a pass."""
+    for one in moment.passes:
+        if one.capsule is not None and one.capsule.state is not None:
+            then = one.capsule.state
+            with suppress(KeyError, ValueError):
+                return replace(then.inventory.take(), forward=then.forward)
+    return take_inventory(module).take()
 
 
 def _all_finite(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
