@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 # Of objects inside of objects.
 _MAX_DEPTH = 3
-_MAX_HOLDERS = 2000
+# Of objects that are looked into.
+_MAX_OBJECTS = 200
+# Of names outside of modules, among which a container counts as so many: reading them takes some 10 us.
+_MAX_NAMES = 256
+_WEIGHT = 8
 # How often the inventory is taken anew, because attributes have come or gone.
 _MAX_INVENTORIES = 8
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -86,6 +90,8 @@ class _Builder:
         self._seen: dict[int, Any] = {}
         self._looked_at: set[int] = set()
         self._modules: set[int] = set()
+        self._of_modules: set[str] = set()
+        self._objects = 0
 
     def build(self, module: torch.nn.Module) -> None:
         """Look at a model, and at all that its code reads."""
@@ -102,10 +108,13 @@ class _Builder:
             self._hold(Attributes(f"class:{cls.__module__}.{cls.__qualname__}", cls, sorted(names)))
         if self._reach.full:
             self.doubt("there is too much code to be looked through")
-        if len(self._inventory.holders) > _MAX_HOLDERS:
-            self._inventory.holders = []
-            self.doubt("there are too many objects to be kept")
         self._find_mutable()
+        outside = [one for one in self._inventory.holders if one.key not in self._of_modules]
+        if sum(len(one.names) + _WEIGHT * len(one.mutable) for one in outside) > _MAX_NAMES:
+            self._inventory.holders = [
+                one for one in self._inventory.holders if one.key in self._of_modules
+            ]
+            self.doubt("its code reads more than is kept in each pass")
         # Keeps nothing alive, though it and its `Reach` know one another.
         self._seen.clear()
 
@@ -206,6 +215,7 @@ class _Builder:
         self._reach.add_class(type(module))
         names = [name for name in own if name not in INTERNAL and name != "forward"]
         self._hold(Holder(f"module:{path}", where, own, names, whole=True))
+        self._of_modules.add(f"module:{path}")
         for name in names:
             self._values.append((f"module:{path}.{name}", where, own[name], 0))
 
@@ -241,7 +251,8 @@ class _Builder:
         cls = type(value)
         own = None if _is_foreign(cls) else _attributes_of(value)
         self._inventory.known.add(id(value))
-        if own is None or depth >= _MAX_DEPTH:
+        self._objects += 1
+        if own is None or depth >= _MAX_DEPTH or self._objects > _MAX_OBJECTS:
             self.doubt(f"{where} keeps a {kind(value)}")
             return
         self._reach.add_class(cls)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # Of functions that are looked through.
-MAX_FUNCTIONS = 1500
+MAX_FUNCTIONS = 300
 _LIBRARIES = frozenset({"torch", "gradwatch", "numpy"})
 # Modules of the standard library that give the same for the same; the numbers of `random` are kept.
 _SAME = frozenset(
