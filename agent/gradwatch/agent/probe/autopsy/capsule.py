@@ -218,7 +218,8 @@ class Capsules:
             tensors: of its output.
             fact: whether they are finite, as `Look.fact`.
         """
-        if capsule.lost:
+        # The gradient of what is larger is not kept either.
+        if capsule.lost or sum(map(nbytes, tensors)) > self._cap:
             return
         capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
         kept = [one.values for one in capsule.output or () if one.values is not None]

@@ -111,9 +111,7 @@ class _Builder:
         self._find_mutable()
         outside = [one for one in self._inventory.holders if one.key not in self._of_modules]
         if sum(len(one.names) + _WEIGHT * len(one.mutable) for one in outside) > _MAX_NAMES:
-            self._inventory.holders = [
-                one for one in self._inventory.holders if one.key in self._of_modules
-            ]
+            self._inventory.holders = [one for one in self._inventory.holders if one.key in self._of_modules]
             self.doubt("its code reads more than is kept in each pass")
         # Keeps nothing alive, though it and its `Reach` know one another.
         self._seen.clear()
