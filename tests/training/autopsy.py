@@ -183,8 +183,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LOG, "missing": "c10d.allreduce_", "other": "REPLAY_RECEIVED"},
     ),
     "broken_device": ({"block": Broken}, {**FORWARD, "operator": "aten.fill_.Scalar", "other": FINITE}),
-    # In the training process itself rank 0, which it has not struck yet, is struck.
-    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE, "on_device": REPRODUCED}),
+    # What the process remembers of it goes with the pass to the other rank, too.
+    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE}),
     "endless": ({"block": Endless}, {**NOT_DONE, "reason": "took too long", "other": "REPLAY_NOT_DONE"}),
     "suicidal": ({"block": Suicidal}, {**NOT_DONE, "reason": "signal 9", "other": "REPLAY_NOT_DONE"}),
     # Only the first round of a stretch.
