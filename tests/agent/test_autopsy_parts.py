@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwatch.agent.probe import spool
 from gradwatch.agent.probe.autopsy import handover
@@ -152,6 +153,36 @@ def test_weights_that_were_updated_are_noticed():
 
 
 # ---------------------------------------------------------------- the child
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_child_computes_with_the_threads_that_it_is_given(threads):
+    """Sums of many rows are split among them, and come out otherwise with another number."""
+    values = torch.randn(4096, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    norm = torch.nn.LayerNorm(64)
+
+    def gradients():
+        results = torch.autograd.grad(norm(values).square().sum(), list(norm.parameters()))
+        return {"sums": [gradient.view(torch.int32).sum().item() for gradient in results]}
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with Doubling():
+            expected = gradients()
+            assert in_child(gradients, seconds=20, threads=threads) == expected
+        with pytest.raises(ChildError, match="ended with 1"):
+            in_child(lambda: 1 // 0, seconds=20, threads=threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Doubling(TorchDispatchMode):
+    """What the process runs under, the child runs under."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.ops.aten.pow.Tensor_Scalar else result
 
 
 def test_a_child_gives_its_word_and_leaves_nothing_behind():

@@ -191,8 +191,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LOG, "missing": "c10d.allreduce_", "other": "REPLAY_RECEIVED"},
     ),
     "broken_device": ({"block": Broken}, {**FORWARD, "operator": "aten.fill_.Scalar", "other": FINITE}),
-    # In the training process itself rank 0, which it has not struck yet, is struck.
-    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE, "on_device": REPRODUCED}),
+    # What the process remembers of it goes with the pass to the other rank, too.
+    "transient": ({"block": Transient}, {"replay": FINITE, "other": FINITE}),
     "endless": ({"block": Endless}, {**NOT_DONE, "reason": "took too long", "other": "REPLAY_NOT_DONE"}),
     "suicidal": ({"block": Suicidal}, {**NOT_DONE, "reason": "signal 9", "other": "REPLAY_NOT_DONE"}),
     # Only the first round of a stretch.
@@ -246,7 +246,7 @@ def run(rank: int, options: dict[str, Any], mode: Mode) -> None:
             if bad and options.get("poison"):
                 with torch.no_grad():
                     ddp.module.last.weight[0, 0] = NAN
-            Broken.broken = bad
+            Broken.set_broken(bad)
             torch.manual_seed(77)
             with ddp.no_sync() if micro < micro_batches - 1 else torch.enable_grad():
                 with torch.autocast("cpu", enabled=options.get("autocast", False)):

@@ -148,13 +148,15 @@ class Spoiling(Block):
 
 
 class Broken(Block):
-    """Stands for a device that multiplies wrongly: in one process."""
+    """Stands for a device that multiplies wrongly: in one process, by what is no state of Python's."""
 
-    broken = False
+    @staticmethod
+    def set_broken(broken: bool) -> None:
+        torch.set_float32_matmul_precision("high" if broken else "highest")
 
     def spoil(self, values: torch.Tensor) -> torch.Tensor:
         factor = torch.ones(WIDTH)
-        if Broken.broken:
+        if torch.get_float32_matmul_precision() == "high":
             factor.fill_(float("nan"))
         return values * factor
 

@@ -1,4 +1,4 @@
-"""Passes of rank 1 that go bad by a broken device, or by what a replay cannot repeat; one case after the other.
+"""Passes of rank 1 that go bad by a broken device, or by what a replay cannot repeat, one after the other.
 
 usage: python -m tests.training.faithful [CASE…]
 
@@ -184,15 +184,21 @@ class ByTime(Net):
 
 
 class Squeeze(torch.autograd.Function):
-    """Bad in its backward pass while a flag is up."""
+    """Bad in its backward pass by an attribute of its module."""
 
     @staticmethod
-    def forward(context, values):
+    def forward(context, values, module):
+        context.bad = module.bad
         return values * 1
 
     @staticmethod
     def backward(context, gradient):
-        return gradient / 0 if flags.UP else gradient
+        return spoilt(gradient, context.bad), None
+
+
+class ByFunction(Net):
+    def between(self, values):
+        return Squeeze.apply(values, self)
 
 
 class Plain(Net):
@@ -237,6 +243,17 @@ def up(net: nn.Module, on: bool) -> None:
     path.touch() if on else path.unlink(missing_ok=True)
 
 
+def replace_forward(net: Net) -> None:
+    """Have a training step run instead of forward, once, as Lightning does."""
+    own = net.forward
+
+    def step(values: torch.Tensor) -> torch.Tensor:
+        net.forward = own
+        return spoilt(net(values), net.bad).square().mean()
+
+    net.forward = step
+
+
 def penalised(net: Net, output: torch.Tensor, bad: bool) -> torch.Tensor:
     weight = net.first.weight
     return output.square().mean() + ((weight * 0).square().sum().sqrt() if bad else weight.norm() * 0)
@@ -265,6 +282,8 @@ class Case:
         double: the loss needs a gradient with respect to the input.
         hook: on a parameter.
         micro: micro-batches.
+        views: forward passes for each backward pass; the last one may go bad.
+        replaced: something else runs in place of forward, for the time of each pass.
     """
 
     net: Any = Plain
@@ -280,21 +299,32 @@ class Case:
     double: bool = False
     hook: bool = False
     micro: int = 1
+    views: int = 1
+    replaced: bool = False
 
 
 _FOUND = {"faithful": True, "peers": ("REPLAY_FINITE", True)}
 _AGAIN: dict[str, Any] = {
     "replay": "REPLAY_REPRODUCED", "faithful": None, "operator": "div", "peers": ("REPLAY_REPRODUCED", None),
 }  # fmt: skip
-_ONCE_MORE: dict[str, Any] = {"replay": "REPLAY_REPRODUCED", "faithful": None, "peers": ("REPLAY_FINITE", True)}
+_ALWAYS = {"times": 1e9}
+_ONCE_MORE: dict[str, Any] = {
+    "replay": "REPLAY_REPRODUCED",
+    "faithful": None,
+    "peers": ("REPLAY_FINITE", True),
+}
 CASES = {
     "broken_forward": Case(forward=lambda: Broken("aten.addmm"), **_FOUND),
     "broken_backward": Case(backward=lambda: Broken("aten.mm"), **_FOUND),
     "broken_norm": Case(backward=lambda: Broken("aten.tanh_backward"), **_FOUND),
-    "stays_broken_forward": Case(both=lambda: Broken("aten.addmm", times=1e9), operator="addmm", **_ONCE_MORE),
-    "stays_broken_backward": Case(backward=lambda: Broken("aten.mm", times=1e9), operator="mm", **_ONCE_MORE),
+    "stays_broken_forward": Case(
+        both=lambda: Broken("aten.addmm", **_ALWAYS), operator="addmm", **_ONCE_MORE,
+    ),
+    "stays_broken_backward": Case(backward=lambda: Broken("aten.mm", **_ALWAYS), operator="mm", **_ONCE_MORE),
     # Nothing of the output was finite: a clean pass is replayed.
-    "broken_all": Case(Quiet, forward=lambda: Broken("aten.addmm"), faithful=None, peers=("REPLAY_FINITE", None)),
+    "broken_all": Case(
+        Quiet, forward=lambda: Broken("aten.addmm"), faithful=None, peers=("REPLAY_FINITE", None),
+    ),
     "attribute": Case(ByAttribute, **_AGAIN),
     "counter": Case(ByCounter, **_AGAIN),
     "class_counter": Case(ByClassCounter, **_AGAIN),
@@ -305,7 +335,7 @@ CASES = {
     "closure": Case(by_closure, **_AGAIN),
     "numpy": Case(ByNumpy, **_AGAIN),
     "python": Case(ByPython, **_AGAIN),
-    "generator": Case(ByOwnGenerator, doubt="keeps a Generator"),
+    "generator": Case(ByOwnGenerator, doubt="keeps a Generator", peers=_AGAIN["peers"]),
     "iterator": Case(ByIterator, doubt="keeps a count"),
     "file": Case(ByFile, doubt="pathlib"),
     "time": Case(ByTime, doubt="uses time"),
@@ -314,6 +344,14 @@ CASES = {
     "double_backward": Case(double=True, replay="REPLAY_NOT_DONE", faithful=None, peers=None),
     "hook": Case(hook=True, doubt="hooks"),
     "loss_inside": Case(Both, loss=lambda _net, output, _bad: output[1], **{**_AGAIN, "operator": "div"}),
+    "replaced": Case(replaced=True, loss=lambda _net, output, _bad: output, **_AGAIN),
+    "two_views": Case(ByAttribute, views=2, **_AGAIN),
+    # In the backward pass of one of them, which is not known: others do not replay it.
+    "two_views_backward": Case(ByFunction, views=2, **{**_AGAIN, "peers": None}),
+    "two_views_broken": Case(
+        views=2, backward=lambda: Broken("aten.mm"), doubt="which of 2 passes", peers=None,
+    ),
+    "function": Case(ByFunction, **_AGAIN),
     "accumulated": Case(ByAttribute, micro=3, **_AGAIN),
     "accumulated_broken": Case(micro=3, forward=lambda: Broken("aten.addmm"), doubt="several passes"),
 }  # fmt: skip
@@ -343,14 +381,18 @@ def run(rank: int, case: Case) -> None:
                 for one in (case.forward, case.backward, case.both)
             )
             with both, ddp.no_sync() if micro < case.micro - 1 else torch.enable_grad():
+                up(net, bad and case.views == 1)
+                first = [ddp(values.flip(0)) for _ in range(case.views - 1)]
+                up(net, bad)
+                if case.replaced:
+                    replace_forward(net)
                 with forward:
                     output = ddp(values)
                 time.sleep(0.3 * bad * hasattr(net, "until") * (case.net is ByTime))
                 # Gone by the time of the replay.
-                if case.loss is not None:
-                    loss = case.loss(net, output, bad)
-                else:
-                    loss = output.square().mean()
+                loss = output.square().mean() if case.loss is None else case.loss(net, output, bad)
+                for other in first:
+                    loss = loss + other.square().mean()
                 if case.double:
                     loss = output.mean()
                     (slope,) = torch.autograd.grad(loss, values, create_graph=True)

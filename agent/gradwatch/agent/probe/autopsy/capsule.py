@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe.autopsy.evidence import OutputRecord, record_of
-from gradwatch.agent.probe.autopsy.python_state import State, StateKeeper
+from gradwatch.agent.probe.autopsy.inventory import StateKeeper
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from gradwatch.agent.probe.autopsy.python_state import State
 
 CAP_BYTES = 64 << 20
 _MIB = 1 << 20
@@ -71,7 +73,7 @@ class RandomState:
 
 
 def numpy_state() -> tuple[Any, ...] | None:
-    """Of NumPy's global generator, as plain values; None where nobody has imported it, or it is another kind."""
+    """Of NumPy's global generator, as plain values; None where there is none."""
     numpy: Any = sys.modules.get("numpy.random")
     state = None if numpy is None else numpy.get_state()
     if not isinstance(state, tuple):
@@ -216,7 +218,8 @@ class Capsules:
             tensors: of its output.
             fact: whether they are finite, as `Look.fact`.
         """
-        if capsule.lost:
+        # The gradient of what is larger is not kept either.
+        if capsule.lost or sum(map(nbytes, tensors)) > self._cap:
             return
         capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
         kept = [one.values for one in capsule.output or () if one.values is not None]

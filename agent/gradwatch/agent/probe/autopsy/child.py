@@ -161,8 +161,8 @@ def _be_child(call: Callable[[], dict[str, Any]], writing: int, seconds: float) 
 def _with_threads(threads: int, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Call it where torch computes with so many threads.
 
-    The threads of the parent's pool were not forked with it, and OpenMP waits for them for ever. A thread that
-    is new, and asks for a number first, gets a pool of its own.
+    The threads of the parent's pool were not forked with it, and OpenMP waits for them for ever. A thread
+    that is new, and asks for a number first, gets a pool of its own.
     """
     if threads == 1:
         torch.set_num_threads(1)

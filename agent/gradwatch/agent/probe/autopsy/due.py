@@ -75,7 +75,10 @@ def why_not(one: Pass) -> str:
     """Why a pass cannot be replayed; "" when it can."""
     if one.capsule is None:
         return "nothing was kept of it"
-    entering = [entrance.gradient for entrance in last_entrances(one.entrances)] or [one.entering]
+    entering = [entrance.gradient for entrance in last_entrances(one.entrances)]
+    if not entering or not all(isinstance(fact, bool) for fact in entering):
+        # On a device only what is true of all of them has been read out.
+        entering = [one.entering]
     if one.output is True and False in entering:
         return LOSS
     return one.capsule.why_not()

@@ -1,4 +1,4 @@
-"""The autograd graph of a pass: what it is made of, which of its entrances are the model's last, and what lies beside.
+"""The autograd graph of a pass: its operators, which of its entrances are the last, and ways around them.
 
 Only walked where a pass went bad, or in its replay.
 """
@@ -38,36 +38,39 @@ def digest_of(edges: Sequence[tuple[Any, int]], inputs: Iterable[torch.Tensor]) 
     Returns:
         The same for the same graph; "" where nothing was recorded.
     """
-    ends = {}
-    for place, tensor in enumerate(inputs):
-        if tensor.grad_fn is not None:
-            ends[id(tensor.grad_fn), tensor.output_nr] = place
-        elif tensor.requires_grad:
-            ends[id(tensor), 0] = place
+    ends = _ends(inputs)
     numbers: dict[int, int] = {}
-    lines: list[str] = []
     todo: list[Any] = []
 
     def named(edge: tuple[Any, int]) -> str:
         node, number = unwrapped(*edge)
         if node is None:
             return "-"
-        if (id(node), number) in ends:
-            return f"input {ends[id(node), number]}"
         leaf = getattr(node, "variable", None)
+        end = ends.get((id(node), number) if leaf is None else (id(leaf), 0))
+        if end is not None:
+            return f"input {end}"
         if leaf is not None:
-            return f"input {ends[id(leaf), 0]}" if (id(leaf), 0) in ends else f"leaf {tuple(leaf.shape)}"
+            return f"leaf {tuple(leaf.shape)}"
         if id(node) not in numbers:
             numbers[id(node)] = len(numbers)
             todo.append(node)
         return f"{numbers[id(node)]}.{number}"
 
-    lines.append(" ".join(map(named, edges)))
-    for node in todo:  # grows meanwhile
-        lines.append(f"{node.name()} {' '.join(map(named, node.next_functions))}")
-    if not todo:
-        return ""
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256(" ".join(map(named, edges)).encode())
+    for node in todo:  # it grows meanwhile
+        digest.update(f"\n{node.name()} {' '.join(map(named, node.next_functions))}".encode())
+    return digest.hexdigest() if todo else ""
+
+
+def _ends(inputs: Iterable[torch.Tensor]) -> dict[tuple[int, int], int]:
+    ends: dict[tuple[int, int], int] = {}
+    for place, tensor in enumerate(inputs):
+        if tensor.grad_fn is not None:
+            ends[id(tensor.grad_fn), tensor.output_nr] = place
+        elif tensor.requires_grad:
+            ends[id(tensor), 0] = place
+    return ends
 
 
 def is_compiled(nodes: Iterable[Any]) -> bool:
@@ -94,9 +97,7 @@ def below(nodes: Iterable[Any], stop: Collection[int] = ()) -> Iterable[Any]:
 
 
 def inner(nodes: Sequence[Any]) -> set[int]:
-    """Ids of those of them that gradients reach from another one of them: what left the model by them was
-    not its last result.
-    """
+    """Ids of those that gradients reach from another one of them: they made no last result of the model."""
     ids = {id(node) for node in nodes if node is not None}
     found: set[int] = set()
     for node in nodes:
@@ -106,9 +107,7 @@ def inner(nodes: Sequence[Any]) -> set[int]:
 
 
 def last_entrances(entrances: Sequence[Entrance]) -> list[Entrance]:
-    """Those by which gradients came from outside of the model: an output of which it has made another one is
-    none, when they came by that, too.
-    """
+    """Those by which gradients came from outside of the model, and not by another one of them."""
     made_of = inner([one.node for one in entrances])
     return [one for one in entrances if id(one.node) not in made_of]
 

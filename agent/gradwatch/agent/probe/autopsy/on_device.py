@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # That a rank whose own gradients were finite waits for another rank's pass to be laid down.
 HELP_SECONDS = 2.0
+# Rounds under way of which it is known where their backward passes began.
+_MAX_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class OnDevice:
         self._watcher = watcher
         self._replayer = replayer
         self._pending: list[_Pending] = []
+        # Where the backward pass of each round began that is not read out yet.
+        self._roots: dict[int, list[Any]] = {}
         # By root: of the newest round that was reduced.
         self._newest: dict[int, Moment] = {}
         self._kept: list[Capsule] = []
@@ -68,12 +72,16 @@ class OnDevice:
 
     def found(self, model: WatchedModel, due: Due) -> None:
         """A fault of this rank's own has been read out."""
+        due.roots = self._roots.get(due.moment.round)
         self._pending.append(_Pending(model, due.moment, due))
 
     def reduced(self, model: WatchedModel, moment: Moment) -> None:
         """The reductions of a round are under way."""
         if self.can_replay(model):
             self._newest[model.root] = moment
+            self._roots[moment.round] = [*self._watcher.losses.roots]
+            while len(self._roots) > _MAX_ROUNDS:
+                del self._roots[next(iter(self._roots))]
 
     def landed(self, model: WatchedModel, moment: Moment, *, bad: bool, new: bool) -> None:
         """A round has been read out.
@@ -84,6 +92,7 @@ class OnDevice:
             bad: whether its reduced gradients are.
             new: the first of a stretch, and not the work of a GradScaler.
         """
+        self._roots.pop(moment.round, None)
         if any(one.moment is moment for one in self._pending):
             return
         if bad and new and model.group_size > 1 and self.can_replay(model) and self._replayer.shelf:
@@ -171,6 +180,7 @@ class OnDevice:
                 )
             release(one.moment)
         self._newest.clear()
+        self._roots.clear()
         self._kept = []
 
     @_disable_dynamo

@@ -2,17 +2,17 @@
 
 By the names in its byte code: globals, variables that a function closes over, class attributes, the functions
 and classes of Python that it calls, and what these read. Nothing is run and no attribute is fetched by
-`getattr`: a property may do anything. What is found may be more than what is read, never much less: a name that
-is made up at run time is not seen.
+`getattr`: a property may do anything. What is found may be more than what is read, never much less: a
+name that is made up at run time is not seen.
 """
 
 from __future__ import annotations
 
-import builtins
 import dis
 import functools
 import sys
 import types
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,74 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # Of functions that are looked through.
-MAX_FUNCTIONS = 1500
+MAX_FUNCTIONS = 300
 _LIBRARIES = frozenset({"torch", "gradwatch", "numpy"})
 # Modules of the standard library that give the same for the same; the numbers of `random` are kept.
 _SAME = frozenset(
-    [
-        "__future__",
-        "_abc",
-        "_collections",
-        "_collections_abc",
-        "_functools",
-        "_operator",
-        "_weakref",
-        "abc",
-        "ast",
-        "base64",
-        "bisect",
-        "builtins",
-        "cmath",
-        "collections",
-        "contextlib",
-        "copy",
-        "copyreg",
-        "dataclasses",
-        "decimal",
-        "enum",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "inspect",
-        "itertools",
-        "keyword",
-        "logging",
-        "math",
-        "numbers",
-        "operator",
-        "pprint",
-        "random",
-        "re",
-        "reprlib",
-        "statistics",
-        "string",
-        "struct",
-        "textwrap",
-        "traceback",
-        "types",
-        "typing",
-        "typing_extensions",
-        "unicodedata",
-        "warnings",
-        "weakref",
-    ]
+    {"__future__", "_abc", "_collections", "_collections_abc", "_functools", "_operator", "_weakref", "abc"}
+    | {"ast", "base64", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "copyreg"}
+    | {"dataclasses", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "itertools"}
+    | {"keyword", "logging", "math", "numbers", "operator", "pprint", "random", "re", "reprlib", "statistics"}
+    | {"string", "struct", "textwrap", "traceback", "types", "typing", "unicodedata", "warnings", "weakref"}
 )
 _OUTSIDE = frozenset({"open", "input", "eval", "exec", "globals", "__import__"})
 _READS = frozenset(
-    [
-        "read",
-        "readline",
-        "readlines",
-        "read_text",
-        "read_bytes",
-        "fromfile",
-        "memmap",
-        "loadtxt",
-        "genfromtxt",
-        "urlopen",
-        "load",
-    ]
+    {"read", "readline", "readlines", "read_text", "read_bytes", "fromfile", "memmap", "loadtxt", "load"}
+    | {"genfromtxt", "urlopen"}
 )
 _IMPORT = dis.opmap["IMPORT_NAME"]
 _ALWAYS = frozenset({"forward", "__call__", "__getattr__", "__getattribute__", "__torch_function__"})
@@ -131,7 +77,8 @@ class Reach:
     _todo: list[types.FunctionType] = field(default_factory=list)
 
     def add(self, value: Any) -> bool:
-        """Have something that can be called, or that has what is called, looked through; whether it is that."""
+        """Have something looked through that can be called, or has what is called; whether it is such."""
+        value = _inside(value)
         if isinstance(value, types.FunctionType):
             self._todo.append(value)
         elif isinstance(value, types.MethodType):
@@ -141,14 +88,6 @@ class Reach:
             self.add(value.func)
             for kept in (*value.args, *value.keywords.values()):
                 self.found.kept(_full_name(value.func), kept)
-        elif isinstance(value, (staticmethod, classmethod)):
-            self.add(value.__func__)
-        elif isinstance(value, property):
-            self.add(value.fget)
-        elif isinstance(value, functools.cached_property):
-            self.add(value.func)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self.add(value.__wrapped__)
         elif isinstance(value, type):
             self.add_class(value)
         elif isinstance(value, types.ModuleType):
@@ -212,8 +151,7 @@ class Reach:
                 self.found.name(owner.__name__, own, name)
 
     def _look(self, function: types.FunctionType) -> None:
-        code, variables = function.__code__, function.__globals__
-        module = str(variables.get("__name__", "?"))
+        code, module = function.__code__, str(function.__globals__.get("__name__", "?"))
         key = code, id(function.__closure__ and function.__closure__[0])
         if key in self._codes or is_library(module):
             return
@@ -221,33 +159,41 @@ class Reach:
             self.full = True
             return
         self._codes.add(key)
-        owner = _full_name(function)
         for name in _names_in(code):
-            if name in variables:
-                if not self.add(variables[name]):
-                    self.found.name(module, variables, name)
-            elif name in _OUTSIDE and hasattr(builtins, name):
-                self.found.doubt(f"its code calls {name}")
-            if name in _READS:
-                self.found.doubt(f"its code calls {name}")
-            self._names.add(name)
+            self._read(name, module, function.__globals__)
         for imported in _imports_in(code):
-            top = imported.partition(".")[0]
             if imported in sys.modules:
                 self._add_module(sys.modules[imported])
-            elif top in sys.stdlib_module_names:
-                self._outside(top, top)
+            else:
+                self._outside(imported, imported)
+        owner = _full_name(function)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-            try:
-                value = cell.cell_contents
-            except ValueError:
-                continue  # not assigned yet
-            if not self.add(value):
-                self.found.cell(owner, name, cell)
+            # One that is not assigned yet raises.
+            with suppress(ValueError):
+                if not self.add(cell.cell_contents):
+                    self.found.cell(owner, name, cell)
         kept = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         for value in [*kept, *([vars(function)] if vars(function) else [])]:
             if not self.add(value):
                 self.found.kept(owner, value)
+
+    def _read(self, name: str, module: str, variables: dict[str, Any]) -> None:
+        self._names.add(name)
+        if name in variables and not self.add(variables[name]):
+            self.found.name(module, variables, name)
+        if name in _READS or (name in _OUTSIDE and name not in variables):
+            self.found.doubt(f"its code calls {name}")
+
+
+def _inside(value: Any) -> Any:
+    """The function that a descriptor or a cache calls."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    if isinstance(value, functools.cached_property):
+        return value.func
+    return value.__wrapped__ if isinstance(value, functools._lru_cache_wrapper) else value
 
 
 def is_library(module: str | None) -> bool:

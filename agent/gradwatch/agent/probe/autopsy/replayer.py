@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.autopsy.capsule import NUMPY, nbytes_of
@@ -14,8 +14,8 @@ from gradwatch.agent.probe.autopsy.due import Due, name_of, why_not
 from gradwatch.agent.probe.autopsy.evidence import Evidence
 from gradwatch.agent.probe.autopsy.handover import Handover, NoShardsError
 from gradwatch.agent.probe.autopsy.in_process import in_process
+from gradwatch.agent.probe.autopsy.inventory import take_inventory
 from gradwatch.agent.probe.autopsy.proof import evidence_of, places_of, weights_of
-from gradwatch.agent.probe.autopsy.python_state import take_inventory
 from gradwatch.agent.probe.autopsy.replay import Case, not_done, replay
 from gradwatch.agent.probe.autopsy.shelf import NotShareable, Shelf, read_shards
 from gradwatch.agent.probe.phases.loss_pass import completed
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
+    from gradwatch.agent.probe.autopsy.python_state import State
     from gradwatch.agent.probe.autopsy.shelf import Taken
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.passes import Pass
@@ -221,7 +222,7 @@ class Replayer:
             evidence.doubts.append("the weights are not those of the other rank")
         elif model.shards is not None and taken.rank not in model.shards.peers:
             evidence.doubts.append("the weights were not compared with those of the other rank")
-        self._take_state(model, taken)
+        self._take_state(model, moment, taken)
         wanted = _Wanted(capsule, taken.about["output"], evidence)
         told = self._replayed(model, moment, wanted, shards or {}, seconds=SECONDS)
         report = _Report(moment, taken.about["microbatch"], of_rank=taken.rank, nbytes=nbytes_of(capsule))
@@ -286,13 +287,13 @@ class Replayer:
         roots = getattr(self._watcher.losses, "roots", None) if due.roots is None else due.roots
         return evidence_of(model, due.moment, one, due.checksums, roots)
 
-    def _take_state(self, model: WatchedModel, taken: Taken) -> None:
+    def _take_state(self, model: WatchedModel, moment: Moment, taken: Taken) -> None:
         """Have our modules be in the state in which the other rank's were."""
         capsule, module = taken.capsule, model.module()
         if taken.state is None or module is None:
             return
         try:
-            capsule.state = take_inventory(module).take()
+            capsule.state = _own_state(module, moment)
             capsule.doubts += capsule.state.take_over(taken.state)
         except Exception as error:
             capsule.doubts.append(f"the state of its modules could not be handed on ({type(error).__name__})")
@@ -356,6 +357,16 @@ def _shards_for(model: WatchedModel, due: Due) -> AbstractContextManager[Mapping
     if due.handover is None:
         raise NoShardsError("the ranks that hold parts of the parameters were not asked for them")
     return due.handover.own(due.name, model.shards)
+
+
+def _own_state(module: torch.nn.Module, moment: Moment) -> State:
+    """As our modules are now, but for what runs in place of the model's forward for the time of a pass."""
+    for one in moment.passes:
+        if one.capsule is not None and one.capsule.state is not None:
+            then = one.capsule.state
+            with suppress(KeyError, ValueError):
+                return replace(then.inventory.take(), forward=then.forward)
+    return take_inventory(module).take()
 
 
 def _all_finite(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

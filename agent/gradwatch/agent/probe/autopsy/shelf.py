@@ -1,8 +1,8 @@
 """What ranks of the same host lay down for one another: files beside the journals.
 
 A rank lays its capsule down before the last bucket of the round is reduced, so that whoever sees what the
-reduction gave finds it. So many others read it, and it is deleted by its owner a round later: by then all that
-read it have done so. None leaves the host.
+reduction gave finds it. Two others at most read it, and its owner deletes it a round later, when they have
+done so. None leaves the host.
 
 Where the parameters are sharded, a replay needs those of the others. Whoever has bad gradients asks for them
 before these are reduced, so that whoever sees what the reduction gave sees that they are wanted.

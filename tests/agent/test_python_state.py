@@ -1,0 +1,273 @@
+"""Python's state is taken before each pass and put back in the replay; what cannot be known is said."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import itertools
+import random
+import threading
+import time
+import types
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradwatch.agent.probe.autopsy.inventory import StateKeeper, take_inventory
+from gradwatch.agent.probe.autopsy.kept_values import MAX_ELEMENTS
+
+LEVEL = 1
+SCHEDULE = {"rates": [1, 2]}
+
+
+@dataclass
+class Options:
+    rate: float = 0.5
+    names: list = field(default_factory=lambda: ["a"])
+
+
+class Inner(nn.Module):
+    """Keeps what modules keep."""
+
+    shared = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, values, seen=[]):  # noqa: B006 - what is tried
+        seen.append(len(seen))
+        return self.helper(values)
+
+    def helper(self, values):
+        return self.layer(values) * LEVEL * Inner.shared * len(SCHEDULE)
+
+
+class Outer(nn.Module):
+    def __init__(self, **attributes) -> None:
+        super().__init__()
+        self.inner = Inner()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, values):
+        return self.inner(values)
+
+
+def taken(module):
+    keeper = StateKeeper(lambda: module)
+    return keeper.take()
+
+
+CHANGES = {
+    "number": (lambda: {"thing": 1}, lambda m: setattr(m, "thing", 2), lambda m: m.thing),
+    "list": (lambda: {"thing": [1, [2]]}, lambda m: m.thing[1].append(3), lambda m: m.thing),
+    "deque": (
+        lambda: {"thing": collections.deque([1, 2])}, lambda m: m.thing.popleft(), lambda m: list(m.thing),
+    ),
+    "set": (lambda: {"thing": {1}}, lambda m: m.thing.clear(), lambda m: m.thing),
+    "mapping": (lambda: {"thing": {"a": {"b": 1}}}, lambda m: m.thing["a"].update(b=2), lambda m: m.thing),
+    "exchanged": (lambda: {"thing": [1]}, lambda m: setattr(m, "thing", [2]), lambda m: m.thing),
+    "options": (lambda: {"thing": Options()}, lambda m: setattr(m.thing, "rate", 9), lambda m: m.thing.rate),
+    "inside": (lambda: {"thing": Options()}, lambda m: m.thing.names.append("b"), lambda m: m.thing.names),
+    "namespace": (
+        lambda: {"thing": types.SimpleNamespace(a=1)},
+        lambda m: setattr(m.thing, "a", 2),
+        lambda m: m.thing.a,
+    ),
+    "array": (lambda: {"thing": np.zeros(2)}, lambda m: m.thing.fill(1), lambda m: m.thing.tolist()),
+    "random": (
+        lambda: {"thing": random.Random(1)}, lambda m: m.thing.random(), lambda m: m.thing.getstate(),
+    ),
+    "torch_random": (
+        lambda: {"thing": torch.Generator()},
+        lambda m: torch.rand(1, generator=m.thing),
+        lambda m: m.thing.get_state().tolist(),
+    ),
+    "training": (dict, lambda m: m.eval(), lambda m: m.inner.layer.training),
+    "dropout": (dict, lambda m: setattr(m.inner.drop, "p", 0.1), lambda m: m.inner.drop.p),
+    "class": (dict, lambda _: setattr(Inner, "shared", 7), lambda _: Inner.shared),
+    "global": (dict, lambda _: globals().update(LEVEL=5), lambda _: LEVEL),
+    "global_content": (dict, lambda _: SCHEDULE["rates"].append(3), lambda _: SCHEDULE["rates"]),
+    "default": (
+        dict, lambda m: m.inner(torch.ones(2)), lambda m: list(type(m.inner).forward.__defaults__[0]),
+    ),
+    "tensor": (
+        lambda: {"thing": torch.zeros(2)},
+        lambda m: setattr(m, "thing", torch.ones(2)),
+        lambda m: m.thing.tolist(),
+    ),
+    "new": (dict, lambda m: setattr(m, "late", 1), lambda m: hasattr(m, "late")),
+    "forward": (dict, lambda m: setattr(m, "forward", len), lambda m: "forward" in vars(m)),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.setitem(globals(), "LEVEL", 1)
+    monkeypatch.setitem(SCHEDULE, "rates", [1, 2])
+    monkeypatch.setattr(Inner, "shared", 1)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_has_changed_is_put_back(kind):
+    attributes, change, look = CHANGES[kind]
+    module = Outer(**attributes())
+    module(torch.ones(2))
+    before, state = look(module), taken(module)
+    assert state.doubts() == []
+    before = copy.deepcopy(before)
+    change(module)
+    assert look(module) != before
+    assert state.doubts() == []
+    state.restore()
+    assert look(module) == before
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["number", "list", "deque", "set", "mapping", "exchanged", "options", "inside", "training", "dropout"],
+)
+def test_another_process_takes_it_over(kind):
+    attributes, change, look = CHANGES[kind]
+    theirs, ours = Outer(**attributes()), Outer(**attributes())
+    change(theirs)
+    given = taken(theirs).plain()
+    state = taken(ours)
+    assert state.take_over(given) == []
+    assert state.doubts() == []
+    state.restore()
+    assert look(ours) == look(theirs)
+
+
+def test_another_program_is_not_taken_over():
+    other = Outer(thing=1)
+    assert taken(Outer()).take_over(taken(other).plain()) == [
+        "the model (Outer) has other attributes on the other rank"
+    ]
+    assert taken(nn.Linear(2, 2)).take_over(taken(other).plain()) != []
+
+
+class Raising:
+    @property
+    def anything(self):
+        raise RuntimeError("looked at")
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+
+@pytest.mark.parametrize(
+    ("value", "phrase"),
+    [
+        (threading.Lock(), "keeps a lock"),
+        (open("/dev/null"), "keeps a TextIOWrapper"),  # noqa: SIM115, PTH123
+        (np.random.default_rng(1), "keeps a Generator"),
+        (iter([1]), "keeps a list_iterator"),
+        (itertools.count(), "keeps a count"),
+        (threading.local(), "keeps a _local"),
+        (Slotted(), "keeps a Slotted"),
+        ([threading.Lock()], "keeps a lock"),
+        (Options(names=[(threading.Lock(),)]), "keeps a lock"),
+        (list(range(MAX_ELEMENTS + 1)), "keeps a large list"),
+        (np.zeros(10_000), "keeps a ndarray"),
+        (torch.optim.SGD([torch.zeros(1)], lr=1.0), "keeps a SGD"),
+    ],
+)
+def test_what_cannot_be_known_is_said(value, phrase):
+    module = Outer(thing=value)
+    doubts = taken(module).doubts()
+    assert any(phrase in doubt and "the model (Outer)" in doubt for doubt in doubts), doubts
+
+
+def reads_time(values):
+    return values if time.time() > 0 else -values
+
+
+def reads_file(values):
+    with open("/dev/null") as file:  # noqa: PTH123
+        return values + len(file.read())
+
+
+def imports(values):
+    import socket
+
+    return values if socket.gethostname() else -values
+
+
+@pytest.mark.parametrize(
+    ("function", "phrase"),
+    [(reads_time, "uses time"), (reads_file, "calls open"), (imports, "uses socket")],
+)
+def test_code_that_looks_outside_is_said(function, phrase):
+    class Reading(Outer):
+        def forward(self, values):
+            return function(values)
+
+    doubts = taken(Reading()).doubts()
+    assert any(phrase in doubt for doubt in doubts), doubts
+    assert any(phrase in one for one in taken(Outer(thing=functools.partial(function))).doubts())
+
+
+def test_objects_that_raise_and_scripted_modules_are_no_obstacle():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    module = Outer(thing=Raising(), scripted=scripted, same=scripted)
+    state = taken(module)
+    assert any("scripted" in doubt for doubt in state.doubts())
+    state.restore()
+
+
+def test_a_running_mean_is_no_doubt_and_another_buffer_is():
+    module = Outer(norm=nn.BatchNorm1d(2))
+    module.inner.register_buffer("calls", torch.zeros(1))
+    state = taken(module)
+    module.norm(torch.randn(4, 2))
+    assert state.doubts() == []
+    module.inner.calls += 1
+    assert state.doubts() == ["buffer inner.calls was changed in place"]
+
+
+def test_an_attribute_of_a_layer_of_torch_that_changes_is_a_doubt():
+    module = Outer()
+    state = taken(module)
+    module.inner.layer.out_features = 3
+    assert state.doubts() == ["an attribute of module inner.layer (Linear) was changed"]
+
+
+def test_large_tensors_are_not_kept_alive():
+    module = Outer(thing=torch.zeros(1 << 20), many=[torch.zeros(1 << 20)])
+    state = taken(module)
+    module.thing = None
+    module.many.clear()
+    assert len([doubt for doubt in state.doubts() if "tensor" in doubt]) == 2
+    state.restore()
+
+
+def test_attributes_that_come_and_go():
+    module = Outer()
+    keeper = StateKeeper(lambda: module)
+    keeper.take()
+    module.late = 1
+    state = keeper.take()
+    module.late = 2
+    state.restore()
+    assert module.late == 1
+
+
+def test_tied_and_shared_modules_are_looked_at_once():
+    module = Outer()
+    module.again = module.inner
+    inventory = take_inventory(module)
+    assert len([one for one in inventory.holders if one.key.startswith("module:")]) == 2
