@@ -196,10 +196,19 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         single_scaled(losses)
         unowned_scaled(losses)
 
+    clock_loaded, weights_loaded = (
+        guarded("steps", clock.state_loaded),
+        guarded(UPDATES, watcher.updates.state_loaded),
+    )
+
+    def state_loaded(optimizer: Any) -> None:
+        clock_loaded(optimizer)
+        weights_loaded(optimizer)
+
     patch_optimizers(
         _unless_still(clock, guarded("steps", enter)),
         _unless_still(clock, leave),
-        guarded("steps", clock.state_loaded),
+        state_loaded,
         reload.scale_updated,
         scaled,
     )

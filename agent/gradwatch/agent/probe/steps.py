@@ -78,6 +78,7 @@ class StepClock:
         """Count the optimizer of these parameters: those of the first watched model there is."""
         self._parameters = frozenset(id(parameter) for parameter in parameters)
         self._ours = weakref.WeakKeyDictionary(self._chosen)
+        self._updates = Attempts()
         for optimizer in list(self._loaded):
             self.state_loaded(optimizer)
 

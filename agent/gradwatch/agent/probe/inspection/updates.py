@@ -67,6 +67,11 @@ class Updates:
         """Those that have attempted an update of a model."""
         return [optimizer for optimizer, (_, models) in list(self._models.items()) if model in models]
 
+    def state_loaded(self, optimizer: Any) -> None:
+        """An optimizer has loaded a state: what is bad in it, or in the weights, no update has made so."""
+        for model in self.models_of(optimizer):
+            model.weights.tainted = model.weights.due = True
+
     # ------------------------------------------------------------------ before
 
     def backward_over(self) -> None:
