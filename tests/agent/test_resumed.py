@@ -75,6 +75,7 @@ def train_alone(spool, how, path):
     return read(spool)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("how", ALONE)
 def test_it_says_once_whether_it_has_opened_it_and_counts_accordingly(how, pinned, tmp_path):
     path = pinned(how)

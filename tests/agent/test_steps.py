@@ -108,9 +108,9 @@ def test_a_job_that_has_not_opened_its_checkpoint_counts_from_0(weight):
 
 
 def test_or_from_the_step_that_its_optimizer_has_loaded(weight):
-    clock = StepClock(resume_step=100)
+    clock, optimizer = StepClock(resume_step=100), loaded(weight, 40)
     clock.follow([weight])
-    clock.state_loaded(loaded(weight, 40))
+    clock.state_loaded(optimizer)
     clock.resumes(False)
     assert clock.step == 40
 

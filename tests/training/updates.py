@@ -1,4 +1,4 @@
-"""Trainings of two ranks in which weights go bad, one after the other: by an update, by something else, or not.
+"""Trainings of two ranks, one after the other, in which weights go bad: by an update, otherwise, or not.
 
 usage: python -m tests.training.updates CASE...
 

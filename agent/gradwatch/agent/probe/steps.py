@@ -98,7 +98,7 @@ class StepClock:
         self._resume_step = None
 
     def resumes(self, resumed: bool) -> None:
-        """Whether the job has opened the checkpoint of the step it was told to resume at; before any update."""
+        """Whether the job has opened the checkpoint that it was told to resume from; before any update."""
         if self._resume_step is None:
             return
         self._told = resumed

@@ -1,8 +1,8 @@
-"""Watch what optimizers update and no wrapped model owns: a bare head whose gradients the script averages itself.
+"""Watch what optimizers update and no wrapped model owns: a bare head whose gradients the script averages.
 
-Its gradients are looked at when each backward pass has ended, before anybody averages them. Nothing here counts:
-ranks need not have the same of such passes, and rounds have to be equal on all. So a finding carries the round
-in whose backward pass it arose, nothing is replayed, and the guard does not go by it.
+They are looked at when each backward pass has ended, before anybody averages them. Such a pass is no round:
+ranks need not have the same of them, and rounds have to be equal on all. So a finding carries the round in
+whose backward pass it arose, nothing is replayed, and the guard does not go by it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether a process's weights are finite: when it is looked at, and what is told of those that are not.
 
-When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are bad,
-and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only what
-the look at a round's gradients tells anyway, since nothing may wait for a device.
+When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are
+bad, and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only
+what the look at a round's gradients tells anyway, since nothing may wait for a device.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class WeightsWatch:
         watcher: the process's.
 
     Attributes:
-        suspect: a round was bad, or an update is about to be, and the weights have not been seen finite since.
+        suspect: a round was bad, or an update is about to be, and no weights have been seen finite since.
         finite: those of all models, when they were last looked at; None before.
         step: before which update that was.
     """
