@@ -159,6 +159,15 @@ def test_the_users_own_step_stands_over_all(weight):
     assert clock.step == 8
 
 
+def test_an_optimizer_that_the_user_has_chosen_counts_whatever_it_updates(weight):
+    clock, chosen = StepClock(), FakeAttempt(torch.nn.Parameter(torch.zeros(1)))
+    clock.follow([weight])
+    clock.follow_optimizer(chosen)
+    for optimizer in (chosen, FakeAttempt(weight), chosen):
+        attempt(clock, optimizer)
+    assert clock.step == 3
+
+
 def test_a_step_that_only_makes_an_optimizers_state_is_none(tmp_path):
     # torch.distributed.checkpoint takes one before the model has run, and at every save with plain SGD.
     spool = tmp_path / "spool"
