@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradwatch.agent.probe.steps import StepClock
+from gradwatch.agent.probe.steps import Attempts, StepClock
 from tests.ranks import run_ranks
 from tests.training.dry_steps import STEPS
 
@@ -70,6 +70,58 @@ def test_a_step_left_by_an_exception_does_not_stop_the_count(weight):
     assert clock.step == 2
 
 
+# name: (attempts by optimizer, "-" for a new round; how many updates that is)
+UPDATES = {
+    "one optimizer, each round": ("a-a-a", 3),
+    "two optimizers of each round": ("ab-ab-ab", 3),
+    "in any order": ("ab-ba-b-a", 4),
+    "one of them only every second round": ("ab-a-ab-a", 4),
+    "the same again without a round": ("aaa", 3),
+    "both again without a round": ("abab", 2),
+    "rounds without an update": ("a---a", 2),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_what_several_optimizers_do_in_one_round_is_one_update(weight, name):
+    history, updates = UPDATES[name]
+    clock, attempts = StepClock(), Attempts()
+    clock.follow([weight])
+    optimizers = {letter: FakeAttempt(weight) for letter in "ab"}
+    for letter in history:
+        if letter == "-":
+            clock.new_round()
+            attempts.new_round()
+        else:
+            attempt(clock, optimizers[letter])
+            attempts.add(optimizers[letter])
+    assert (clock.step, attempts.count) == (updates, updates)
+
+
+def test_a_job_that_has_not_opened_its_checkpoint_counts_from_0(weight):
+    clock = StepClock(resume_step=100)
+    clock.follow([weight])
+    clock.resumes(False)
+    assert clock.step == 0
+    clock.resumes(True)
+    assert clock.step == 100
+
+
+def test_or_from_the_step_that_its_optimizer_has_loaded(weight):
+    clock, optimizer = StepClock(resume_step=100), loaded(weight, 40)
+    clock.follow([weight])
+    clock.state_loaded(optimizer)
+    clock.resumes(False)
+    assert clock.step == 40
+
+
+def test_the_users_own_step_stands_over_that_too(weight):
+    clock = StepClock(resume_step=100)
+    clock.set_step(7)
+    clock.resumes(False)
+    assert clock.step == 7
+
+
 def loaded(weight, step):
     optimizer = FakeAttempt(weight)
     optimizer.state = {weight: {"step": torch.tensor(float(step))}}
@@ -105,6 +157,15 @@ def test_the_users_own_step_stands_over_all(weight):
     clock.follow_optimizer(optimizer)
     attempt(clock, optimizer)
     assert clock.step == 8
+
+
+def test_an_optimizer_that_the_user_has_chosen_counts_whatever_it_updates(weight):
+    clock, chosen = StepClock(), FakeAttempt(torch.nn.Parameter(torch.zeros(1)))
+    clock.follow([weight])
+    clock.follow_optimizer(chosen)
+    for optimizer in (chosen, FakeAttempt(weight), chosen):
+        attempt(clock, optimizer)
+    assert clock.step == 3
 
 
 def test_a_step_that_only_makes_an_optimizers_state_is_none(tmp_path):

@@ -107,6 +107,16 @@ def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[
     return run
 
 
+def _each(*calls: Callable[..., Any]) -> Callable[..., None]:
+    """All of these, one after the other."""
+
+    def run(*args: Any) -> None:
+        for call in calls:
+            call(*args)
+
+    return run
+
+
 def _unless_still(clock: StepClock, call: Callable[..., Any]) -> Callable[..., Any]:
     """Do nothing while what optimizers do is no update."""
     return lambda *args: None if clock.stands_still else call(*args)
@@ -149,7 +159,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
 
     guarded = functools.partial(_guarded, watcher)
-    single_steps = guarded(alone.PART, single.stepping)
+    begins = _attempt_begins(watcher, single)
     single_before = guarded(alone.PART, single.attempted)
     replays = guarded(AUTOPSY, watcher.autopsies.on_device.before)
     update_over = guarded(AUTOPSY, watcher.autopsies.on_device.after)
@@ -157,8 +167,6 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     before = unguarded if guarding is None else guarded("guard", guarding.before)
     before_scaled = None if guarding is None else guarded("guard", guarding.before_scaled)
     guard_after = None if guarding is None else guarded("guard", guarding.after)
-    resumed = watcher.resumed
-    resumes = guarded(RESUMED, resumed.attempted)
     unowned_steps = guarded(UNOWNED, watcher.unowned.stepping)
     looked_at = guarded(UPDATES, watcher.updates.before)
     updated = guarded(UPDATES, watcher.updates.after)
@@ -166,11 +174,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
 
     def enter(attempt: Any, optimizer: Any, args: Any, kwargs: Any) -> Any:
         nonlocal by_itself
-        single_steps(optimizer)
-        if resumed.waits:
-            resumes()
-        if not watcher.watching:
-            watcher.unwatched(why_unwatched(optimizer))
+        begins(optimizer)
         if clock.enter(attempt, optimizer):
             by_itself = attempt is optimizer
             unowned_steps(optimizer)
@@ -200,34 +204,36 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
-    watcher_scaled, single_scaled, unowned_scaled = (
-        guarded(PART, watcher.loss_scaled),
-        guarded(alone.PART, single.loss_scaled),
-        guarded(UNOWNED, watcher.unowned.loss_scaled),
-    )
-
-    def scaled(losses: Any, scaler: Any) -> None:
-        watcher_scaled(losses, scaler)
-        single_scaled(losses)
-        unowned_scaled(losses)
-
     patch_optimizers(
         _unless_still(clock, guarded("steps", enter)),
         _unless_still(clock, leave),
-        guarded("steps", clock.state_loaded),
+        _each(guarded("steps", clock.state_loaded), guarded(UPDATES, watcher.updates.state_loaded)),
         reload.scale_updated,
-        scaled,
+        _each(
+            guarded(PART, watcher.loss_scaled),
+            guarded(alone.PART, lambda losses, _: single.loss_scaled(losses)),
+            guarded(UNOWNED, lambda losses, _: watcher.unowned.loss_scaled(losses)),
+        ),
     )
     patch_gradient_changes(
         guarded(UPDATES, watcher.updates.clipped), guarded(UPDATES, watcher.updates.unscaled)
     )
-    alone_given, unowned_given = (
-        guarded(alone.PART, single.given),
-        guarded(UNOWNED, watcher.unowned.given),
+    alone.patch_parameter_groups(
+        _each(guarded(alone.PART, single.given), guarded(UNOWNED, watcher.unowned.given))
     )
 
-    def given(optimizer: Any) -> None:
-        alone_given(optimizer)
-        unowned_given(optimizer)
 
-    alone.patch_parameter_groups(given)
+def _attempt_begins(watcher: Watcher, single: SingleWatch) -> Callable[[Any], None]:
+    """What is done first when an optimizer, or a GradScaler around it, attempts an update."""
+    single_steps = _guarded(watcher, alone.PART, single.stepping)
+    resumed = watcher.resumed
+    resumes = _guarded(watcher, RESUMED, resumed.attempted)
+
+    def begins(optimizer: Any) -> None:
+        single_steps(optimizer)
+        if resumed.waits:
+            resumes()
+        if not watcher.watching:
+            watcher.unwatched(why_unwatched(optimizer))
+
+    return begins

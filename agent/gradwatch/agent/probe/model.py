@@ -615,3 +615,9 @@ def can_be_followed(parameter: torch.Tensor) -> bool:
     """Whether a parameter can tell when its gradient arrives."""
     # One that is sharded (a DTensor) belongs to who has sharded it.
     return parameter.requires_grad and parameter.is_leaf and not hasattr(parameter, "_local_tensor")
+
+
+def is_followed(parameter: torch.Tensor, handle: RemovableHandle) -> bool:
+    """Whether the hook of `on_arrival` is still there."""
+    hooks: dict[int, Any] | None = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return handle.id in (hooks or ())

@@ -115,7 +115,7 @@ def _classes(modules: Sequence[torch.nn.Module]) -> list[str]:
 
 
 def _labels(modules: Sequence[torch.nn.Module], classes: Sequence[str]) -> list[str]:
-    """What to put before the names of several modules' parameters: the script's own variable, else the class."""
+    """What stands before the names of several modules' parameters: the script's variable, else the class."""
     names = names_of_variables(modules) if len(modules) > 1 else {}
     return [names.get(id(module), label) for module, label in zip(modules, classes, strict=True)]
 

@@ -1,8 +1,8 @@
 """Whether the job opens the checkpoint that it was told to go back to, before its first update.
 
-Some scripts take `--resume` and ignore it. Python tells of each file that it opens (PEP 578); safetensors opens
-files by itself, so its functions tell. Ranks tell each other by the store of the job: often one of them loads for
-all. Installed only in a process that was told of a checkpoint on a local path.
+Some scripts take `--resume` and ignore it. Python tells of each file that it opens (PEP 578); safetensors
+opens files by itself, so its function is wrapped. Ranks tell each other by the store of the job, since often
+one of them loads for all. Installed only in a process that was told of a checkpoint on a local path.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ class _OnImport(importlib.abc.MetaPathFinder):
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
+            # Another one of us, around this one, may have taken it off already.
+            vars(loader).pop("exec_module", None)
             execute(module)
             call = self._wanted.pop(name, None)
             if call is not None:

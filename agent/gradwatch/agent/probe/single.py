@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from gradwatch.agent.probe.guard import after_closure
-from gradwatch.agent.probe.model import can_be_followed, on_arrival
+from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
 from gradwatch.agent.probe.single_model import SingleModel
 from gradwatch.agent.probe.watcher import SINGLE
@@ -108,7 +108,7 @@ class SingleWatch:
             if not can_be_followed(parameter):
                 continue
             known = self._hooks.get(id(parameter))
-            if known is not None and known[1].id in (_hooks_of(parameter) or ()):
+            if known is not None and is_followed(parameter, known[1]):
                 continue
             # Nothing is kept of the tensor itself: a weak reference would be in the way of
             # `torch.utils.swap_tensors`.
@@ -273,8 +273,3 @@ def in_backward() -> bool:
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _hooks_of(parameter: torch.Tensor) -> dict[int, Any] | None:
-    hooks: dict[int, Any] | None = getattr(parameter, "_post_accumulate_grad_hooks", None)
-    return hooks

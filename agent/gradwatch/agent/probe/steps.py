@@ -65,7 +65,7 @@ class StepClock:
         self._resume_step = resume_step
         self._parameters: frozenset[int] | None = None
         self._ours: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-        self._chosen: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._chosen: weakref.WeakSet[Any] = weakref.WeakSet()
         self._loaded: weakref.WeakSet[Any] = weakref.WeakSet()
         self._open: list[int] = []
         self._updates = Attempts()
@@ -77,14 +77,14 @@ class StepClock:
     def follow(self, parameters: Iterable[torch.Tensor]) -> None:
         """Count the optimizer of these parameters: those of the first watched model there is."""
         self._parameters = frozenset(id(parameter) for parameter in parameters)
-        self._ours = weakref.WeakKeyDictionary(self._chosen)
+        self._ours = weakref.WeakKeyDictionary()
+        self._updates = Attempts()
         for optimizer in list(self._loaded):
             self.state_loaded(optimizer)
 
     def follow_optimizer(self, optimizer: Any) -> None:
         """Count this optimizer, whatever its parameters."""
-        self._chosen[optimizer] = True
-        self._ours[optimizer] = True
+        self._chosen.add(optimizer)
 
     def start_over(self) -> None:
         """What has been counted is forgotten, unless the user has said where it stands."""
@@ -97,7 +97,7 @@ class StepClock:
         self._resume_step = None
 
     def resumes(self, resumed: bool) -> None:
-        """Whether the job has opened the checkpoint of the step it was told to resume at; before any update."""
+        """Whether the job has opened the checkpoint that it was told to resume from; before any update."""
         if self._resume_step is None:
             return
         self._told = resumed
@@ -173,21 +173,24 @@ class StepClock:
         del self._open[self._open.index(key) :]
         if self._open or not self._counts(optimizer):
             return False
-        is_new = self._updates.add(optimizer)
+        # Of rounds of another model, whose optimizer the user has chosen, nothing is known here.
+        is_new = not self._updates_the_model(optimizer) or self._updates.add(optimizer)
         self.step += is_new
         return is_new
 
     def _counts(self, optimizer: Any) -> bool:
+        return optimizer in self._chosen or self._updates_the_model(optimizer)
+
+    def _updates_the_model(self, optimizer: Any) -> bool:
         known = self._ours.get(optimizer)
         if known is None:
             if self._parameters is None:
                 return False
-            known = any(
+            known = self._ours[optimizer] = any(
                 id(parameter) in self._parameters
                 for group in optimizer.param_groups
                 for parameter in group["params"]
             )
-            self._ours[optimizer] = known
         return known
 
 

@@ -1,8 +1,8 @@
 """Whether all ranks have seen the same thing, asked by those alone that have.
 
-A collective would hang when a rank has not seen it, since that one does not come. So each rank that has counts
-itself in the store of the job. The last of them writes down that all have; one that has waited long enough writes
-down that not all have. The first of these to be written is what every rank goes by, so no two decide differently.
+A collective would hang when a rank has not seen it, since that one does not come. So each rank that has
+counts itself in the store of the job. The last of them writes down that all have; one that has waited long
+enough writes down that not all have. Every rank goes by what was written first, so no two decide differently.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Watch what optimizers update and no wrapped model owns: a bare head whose gradients the script averages itself.
+"""Watch what optimizers update and no wrapped model owns: a bare head whose gradients the script averages.
 
-Its gradients are looked at when each backward pass has ended, before anybody averages them. Nothing here counts:
-ranks need not have the same of such passes, and rounds have to be equal on all. So a finding carries the round
-in whose backward pass it arose, nothing is replayed, and the guard does not go by it.
+They are looked at when each backward pass has ended, before anybody averages them. Such a pass is no round:
+ranks need not have the same of them, and rounds have to be equal on all. So a finding carries the round in
+whose backward pass it arose, nothing is replayed, and the guard does not go by it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,30 @@ _NAMED = 4
 
 
 class UnownedModel(SingleModel):
-    """The parameters of a process's optimizers that no watched model owns."""
+    """The parameters of a process's optimizers that no watched model owns.
+
+    Args:
+        optimizers: of these, kept weakly; others as for `SingleModel`.
+    """
 
     replayed = False
+
+    def __init__(self, optimizers: Sequence[Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A weak reference to a parameter would be in the way of `torch.utils.swap_tensors`.
+        self._parameters = []
+        self._optimizers = [weakref.ref(one) for one in optimizers]
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Those that are still there."""
+        alive = (one for known in self._optimizers if (one := known()) is not None)
+        groups = (group for optimizer in alive for group in optimizer.param_groups)
+        found = (one for group in groups for one in group["params"] if id(one) in self.parameter_ids)
+        return list({id(one): one for one in found}.values())
+
+    def gradients(self) -> list[torch.Tensor]:
+        """As they are now."""
+        return [gradient for one in self.parameters() if (gradient := one.grad) is not None]
 
     def _places(self, order: Sequence[int]) -> Iterable[int]:
         """Among all gradients that have arrived, and not only these."""
@@ -154,6 +175,7 @@ class UnownedWatch:
             key = self._watcher.arrivals.new_key()
             self._hooks[id(one)] = key, on_arrival(one, self._watcher.arrivals.hook(key))
         self.model = UnownedModel(
+            optimizers,
             self._watcher,
             names_of(optimizers, parameters, ()),
             {one: key for one, (key, _) in self._hooks.items()},

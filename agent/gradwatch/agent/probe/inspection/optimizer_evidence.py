@@ -1,7 +1,7 @@
-"""Whether an optimizer's update is what has made weights non-finite, by its state. Reads, and decides nothing else.
+"""Whether an optimizer's update is what has made weights non-finite, by the optimizer's state.
 
-Its gradients were finite, which the caller knows. Then either the state that it carries from step to step is not
-finite, or it has divided by a zero: a second moment of 0 and an `eps` that is 0 in the moment's dtype.
+The gradients were finite, which the caller knows. Then either the state that the optimizer carries from step
+to step is not finite, or it has divided by zero: a second moment of 0, and an `eps` that is 0 in its dtype.
 """
 
 from __future__ import annotations

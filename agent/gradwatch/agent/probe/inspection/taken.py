@@ -1,7 +1,7 @@
 """Which gradients have been seen finite after their reduction, and which have been changed since.
 
-By their identity and version, kept as plain numbers: nothing of a gradient is kept alive. Two lists of numbers
-are compared in C, so that an update whose gradients nobody has touched costs 0.1 ms for 240 of them.
+By their identity and version, kept as plain numbers: nothing of a gradient is kept alive. Two lists of
+numbers are compared in C: an update whose gradients nobody has touched costs 0.1 ms for 240 of them.
 """
 
 from __future__ import annotations

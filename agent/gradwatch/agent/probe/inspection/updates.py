@@ -1,8 +1,8 @@
 """What each update attempt is given, and what it leaves: gradients that were changed after their reduction.
 
-A watched model's reduced gradients have been looked at. A script may change them before the optimizer takes them:
-divide by a norm of 0, or add those of a second backward pass that nobody reduced. Their versions tell; only what
-has changed is looked at again, in host memory. On a device that would wait for it, so it is not known there.
+A watched model's reduced gradients have been looked at. A script may change them before the optimizer takes
+them: divide by a norm of 0, or add those of a second backward pass that nobody reduced. Their versions tell;
+only what has changed is looked at again, in host memory. On a device that would wait, so it is not known.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Updates:
     def optimizers_of(self, model: WatchedModel) -> list[Any]:
         """Those that have attempted an update of a model."""
         return [optimizer for optimizer, (_, models) in list(self._models.items()) if model in models]
+
+    def state_loaded(self, optimizer: Any) -> None:
+        """An optimizer has loaded a state: no update has made bad what is bad in it, or in the weights."""
+        for model in self.models_of(optimizer):
+            model.weights.tainted = model.weights.due = True
 
     # ------------------------------------------------------------------ before
 
@@ -171,11 +176,11 @@ class Updates:
 def patch_gradient_changes(
     clipped: Callable[[Any, Any], object], unscaled: Callable[[Any, Any], object]
 ) -> None:
-    """Have what changes gradients, and finds out whether they are finite, say so. Their results stay as they are.
+    """Have what changes gradients, and finds out whether they are finite, say so. Results stay as they are.
 
     Args:
-        clipped: called with (parameters, their norm) after each `clip_grad_norm_` by a positive norm; must not
-            raise.
+        clipped: called with (parameters, their norm) after each `clip_grad_norm_` by a positive norm; must
+            not raise.
         unscaled: called with (GradScaler, optimizer) after each `unscale_`; must not raise.
     """
     original = torch.nn.utils.clip_grad_norm_

@@ -1,8 +1,8 @@
 """Whether a process's weights are finite: when it is looked at, and what is told of those that are not.
 
-When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are bad,
-and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only what
-the look at a round's gradients tells anyway, since nothing may wait for a device.
+When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are
+bad, and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only
+what the look at a round's gradients tells anyway, since nothing may wait for a device.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class WeightsState:
         updates: attempts of updates since then.
         tainted: they may have become bad since then by what is no update, or by gradients that were bad.
         initial: they were bad when the model was wrapped.
+        due: they are to be looked at when the next round begins.
         told: that they are bad, or are about to be made so; until they are finite again.
         looked_at: when that was, as numbers that change when weights may have.
     """
@@ -74,6 +75,7 @@ class WeightsState:
     updates: int = 0
     tainted: bool = False
     initial: bool = False
+    due: bool = False
     told: bool = False
     looked_at: tuple[int, ...] = ()
 
@@ -85,7 +87,7 @@ class WeightsWatch:
         watcher: the process's.
 
     Attributes:
-        suspect: a round was bad, or an update is about to be, and the weights have not been seen finite since.
+        suspect: a round was bad, or an update is about to be, and no weights have been seen finite since.
         finite: those of all models, when they were last looked at; None before.
         step: before which update that was.
     """
@@ -117,7 +119,7 @@ class WeightsWatch:
         state = model.weights
         if self.suspect:
             self._guarded(lambda: self._look_at_all(moment.round))
-        elif due or state.initial:
+        elif due or state.due or state.initial:
             self._guarded(lambda: self._look(model))
 
     def bad_gradients(self, model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class WeightsWatch:
         bad = model.bad_weights()
         if bad is None:
             return
-        state.looked_at = now
+        state.looked_at, state.due = now, False
         state.bad = bad
         initial, state.initial = state.initial and bool(bad), False
         self._note(model, not bad, clock.step + after)
