@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.observations import Phase
 from tests.collector.history import Told, batch, nonfinite, progress
+from tests.collector.test_causes import autopsy as autopsy_of
 
 
 def bad(step: int, batch_hash: str = "", **changes: object) -> obs.NonFinite:
@@ -37,6 +39,41 @@ def test_a_sample_that_comes_back_in_every_epoch():
     text = verdict(told_with(bad(5, "ab"), bad(13, "ab"), bad(21, "ab")))
     assert "Rank 1 was bad again at steps 13 and 21, with the same batch." in text
     assert re.search(r"\b5\b.*\b13\b.*\b21\b", text)
+
+
+def autopsy(step: int, operator: str | None, source: str | None, **changes: object) -> obs.Autopsy:
+    found = autopsy_of(1, step, obs.Replay.NOT_DONE, operator=operator, source=source, phase=Phase.LOSS)
+    return replace(found, step=step, **changes)
+
+
+# What was found of the first round, and what of a later one; the operator and the line that are told.
+LINES = [
+    (autopsy(5, None, None), autopsy(9, "aten.sqrt", "loss.py:7"), ("aten.sqrt", "loss.py:7")),
+    (autopsy(5, "aten.sqrt", None), autopsy(9, "aten.sqrt", "loss.py:7"), ("aten.sqrt", "loss.py:7")),
+    # Another fault, another rank's, another model's.
+    (autopsy(5, "aten.sqrt", None), autopsy(9, "aten.acos", "loss.py:8"), ("aten.sqrt", None)),
+    (autopsy(5, None, None), autopsy(9, "aten.sqrt", "loss.py:7", of_rank=0), (None, None)),
+    (autopsy(5, None, None), autopsy(9, "aten.sqrt", "loss.py:7", root=3), (None, None)),
+    # What a replay has seen stands.
+    (
+        autopsy(5, "aten.mm.default", None, replay=obs.Replay.REPRODUCED),
+        autopsy(9, "aten.sqrt", "loss.py:7"),
+        ("aten.mm.default", None),
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "later", "expected"), LINES)
+def test_a_recurrence_gives_the_first_its_line(first, later, expected):
+    told = Told().hellos(2)
+    bodies = [bad(5, phase=Phase.LOSS), first, bad(9, phase=Phase.LOSS), later]
+    told.tell(batch("r1", 1, *bodies))
+    told.tell(progress("r1", 60, 5, bad_rounds=2, last_bad_round=9), progress("r0", 60, 1, last_bad_round=9))
+    operator = told.incident.verdict.first.operator
+    assert (operator.name, operator.source) == expected
+    assert any("when it came again, at step 9" in one for one in operator.missing) == (
+        expected[1] is not None
+    )
 
 
 # What follows the bad round of step 5, and what is said of it.

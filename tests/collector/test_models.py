@@ -149,6 +149,15 @@ def test_tensors_that_are_exchanged_leave_it_open_who_was_first():
     assert LikelyKind.BAD_DATA not in {one.kind for one in told.incident.verdict.likely}
 
 
+def test_who_was_sent_something_bad_comes_after_who_made_it():
+    told = with_models(2, model(0, "Stage"))
+    made = nonfinite(6, phase=Phase.BACKWARD, microbatch=1, exchanged=True)
+    told.tell(batch("r1", 2, made), batch("r0", 2, nonfinite(6, phase=Phase.INPUT, exchanged=True)))
+    told.tell(*told_of_progress(1, 7, 3, bad_rounds=1), *told_of_progress(0, 7, 3, bad_rounds=1))
+    verdict = told.incident.verdict
+    assert (verdict.first.rank, verdict.cause, verdict.tie) == (1, Cause.BACKWARD, False)
+
+
 def test_many_groups_are_remembered_in_little_space():
     told = Told()
     for rank in range(300):

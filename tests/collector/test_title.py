@@ -61,6 +61,20 @@ TITLES = [
     (on_one(after(5, "blocks.1.up.weight")), "weight blocks.1.up.weight is NaN, rank 1, step 5"),
     (on_both(after(5, "bg")), "weight bg is NaN, all ranks, step 5"),
     (on_both(reduced(5)), "the sum is not finite, every rank was, step 5"),
+    (
+        on_one(
+            nonfinite(5, phase=Phase.LOSS, loss=math.inf),
+            operator("aten.log", ZERO, source=None, module=None, replay=obs.Replay.NOT_DONE),
+        ),
+        "loss is inf by log of 0, rank 1 on n1, step 5",
+    ),
+    (
+        on_one(
+            nonfinite(5, phase=Phase.LOSS, loss=0.5),
+            operator("aten.sqrt", source="loss.py:9", module=None, replay=obs.Replay.NOT_DONE),
+        ),
+        "gradient of sqrt in the loss is NaN at loss.py:9, rank 1 on n1, step 5",
+    ),
     (on_one(nonfinite(5, phase=Phase.LOSS, loss=math.inf)), "loss is inf on rank 1 on n1, step 5"),
     (on_one(nonfinite(5, phase=Phase.LOSS, loss=math.nan)), "loss is NaN on rank 1 on n1, step 5"),
     (

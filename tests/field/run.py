@@ -1,12 +1,12 @@
-"""Run the field programs under `gradwatch run`, each plain and watched; hold each verdict against what is right.
+"""Run the field programs, plain and under `gradwatch run`, and hold each verdict against what is right.
 
 usage: python -m tests.field.run [--folder FOLDER] [NAME…]
 
 `expect.json` of the folder has, by program, `want`: a list of `KEY OP VALUE`, where KEY is a field of the
-incident's `first` (`step`, `replay.module`), of the incident (`i.verdict`) or of the report (`r.warnings`), and
-OP one of = != ~ !~ (one of `a|b`, or a regular expression); `["none"]` for no incident. `ranks` is 2 unless
-given, 0 for no torchrun. A program is right if all of that holds, every rank was watched, no hardware is
-accused, and exit code and digests of the weights are those of the plain run. Exits with 1 unless all are right.
+incident's `first` (`step`, `replay.module`), of the incident (`i.verdict`) or of the report (`r.warnings`),
+and OP one of = != ~ !~ (one of `a|b`, or a regular expression); `["none"]` for no incident. `ranks` is 2
+unless given, 0 for no torchrun. A program is right if all of that holds, every rank was watched, no hardware
+is accused, and exit code and digests of the weights are those of the plain run. Exits with 1 unless all are.
 """
 
 from __future__ import annotations

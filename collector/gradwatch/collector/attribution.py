@@ -20,7 +20,7 @@ from gradwatch.collector.evidence import (
 from gradwatch.collector.likely import Case, likely
 from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict, WhichModel
 from gradwatch.collector.observations import Phase
-from gradwatch.collector.replays import judge, operator_of, own
+from gradwatch.collector.replays import judge, operator_of, own, recurrence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -286,7 +286,14 @@ def _of_replicas(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int,
 
 
 def _in_order(sightings: Iterable[Sighting]) -> tuple[Sighting, ...]:
-    return tuple(sorted(sightings, key=lambda sighting: (*position(sighting), sighting.rank)))
+    return tuple(sorted(sightings, key=_place))
+
+
+def _place(sighting: Sighting) -> tuple[float, ...]:
+    """Its place among the origins: what may have come from another rank comes after what began on a rank."""
+    sent = sighting.phase is Phase.INPUT and bool(sighting.group or sighting.exchanged)
+    round_, *rest = position(sighting)
+    return (round_, sent, *rest, sighting.rank)
 
 
 def _told(evidence: Evidence, sighting: Sighting, models: Sequence[KnownModel]) -> Sighting:
@@ -302,7 +309,6 @@ def _told(evidence: Evidence, sighting: Sighting, models: Sequence[KnownModel]) 
     autopsy = own(evidence.replayed, sighting)
     if autopsy is None:
         return sighting
-    phase = sighting.phase
-    if phase is None and autopsy.phase is not None and autopsy.operator is not None:
-        phase = autopsy.phase
-    return replace(sighting, phase=phase, operator=operator_of(autopsy))
+    phase = autopsy.phase if sighting.phase is None else sighting.phase
+    again = recurrence(evidence.replayed, sighting) if autopsy.source is None else None
+    return replace(sighting, phase=phase, operator=operator_of(autopsy, again))

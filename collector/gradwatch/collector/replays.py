@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradwatch.collector.model import Judgement, Operator
@@ -21,10 +22,36 @@ def own(replayed: Iterable[Replayed], sighting: Sighting) -> Autopsy | None:
     )
 
 
-def operator_of(autopsy: Autopsy | None) -> Operator | None:
-    """The operator in which it originates, or why it is not known."""
+def recurrence(replayed: Iterable[Replayed], sighting: Sighting) -> Autopsy | None:
+    """What was found, with its line, when the sighting's rank went bad again in a later round."""
+    return next(
+        (
+            one.autopsy
+            for one in replayed
+            if one.by_rank == one.autopsy.of_rank == sighting.rank
+            and one.autopsy.root == sighting.root
+            and one.autopsy.round > sighting.round
+            and one.autopsy.operator is not None
+            and one.autopsy.source is not None
+        ),
+        None,
+    )
+
+
+def operator_of(autopsy: Autopsy | None, again: Autopsy | None = None) -> Operator | None:
+    """The operator in which it originates, or why it is not known.
+
+    Args:
+        autopsy: of the round that went bad.
+        again: of a later one, where the operator was seen with its line: it stands for the first only if that
+            names no other operator.
+    """
     if autopsy is None:
         return None
+    seen = autopsy.replay is Replay.REPRODUCED
+    if again is not None and not seen and autopsy.operator in {None, again.operator}:
+        when = f"it was seen when it came again, at step {again.step}"
+        return operator_of(replace(again, missing=(*again.missing, when)))
     missing = [autopsy.reason] if autopsy.reason else []
     if autopsy.replay is Replay.FINITE:
         missing.append("the micro-batch gave finite gradients when it was replayed")

@@ -68,20 +68,36 @@ def _of_phase(first: Sighting, name: str) -> str:
         entered = "what entered the model" if first.group or first.exchanged else "the batch"
         what = f"{_value(first)} in {entered}"
     elif operator is not None and operator.name is not None:
-        what = _of_operator(operator)
+        what = _of_the_loss(first, operator) if first.phase is Phase.LOSS else _of_operator(operator)
     elif _is_of_loss(first) and first.loss is not None:
         what = f"loss is {number(first.loss)}"
     return what
 
 
+def _of_the_loss(first: Sighting, operator: Operator) -> str:
+    """Such as `loss is inf by ctc_loss`, and `gradient of sqrt in the loss is NaN at train.py:9`."""
+    name, where = _short(_bare(operator)), _where(operator)
+    if first.loss is not None and not math.isfinite(first.loss):
+        return f"loss is {number(first.loss)} by {_of_operator(operator)}"
+    return f"gradient of {name} in the loss is {_is(first)}{where}"
+
+
 def _of_operator(operator: Operator) -> str:
     """Such as `log of 0 at model.py:33`."""
+    name = _bare(operator)
+    return f"{_short(name)}{_given(operator, name)}{_where(operator)}"
+
+
+def _bare(operator: Operator) -> str:
+    """The name without namespace and overload."""
     parts = (operator.name or "").split(".")
-    name = (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
-    where = "" if operator.source is None else f" at {_short(_from_folder(operator.source))}"
-    if operator.source is None and operator.module:
-        where = f" in {_short(operator.module)}"
-    return f"{_short(name)}{_given(operator, name)}{where}"
+    return (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
+
+
+def _where(operator: Operator) -> str:
+    if operator.source is not None:
+        return f" at {_short(_from_folder(operator.source))}"
+    return f" in {_short(operator.module)}" if operator.module else ""
 
 
 def _given(operator: Operator, name: str) -> str:

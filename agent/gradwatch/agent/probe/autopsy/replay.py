@@ -42,6 +42,7 @@ _GIVEN = {
     "gradient": "no operator is named: the gradient that came back to the model is not finite",
     "constant": "no operator is named: a buffer, or a tensor from outside of the model, is not finite",
 }
+_PHASE_OF_GIVEN = {"parameter": "PHASE_PARAMETER", "input": "PHASE_INPUT"}
 LOSS = (
     "the gradient that came back to the output is not finite: the loss made it, outside of the model, and "
     "only the model can be replayed"
@@ -233,7 +234,8 @@ def _told(bad: Source) -> dict[str, Any]:
     origin = origin_of(bad)
     told: dict[str, Any] = {"replay": "REPLAY_REPRODUCED", "value": origin.kinds.value}
     if isinstance(origin, Given):
-        return told | {"missing": [_GIVEN[origin.what]]}
+        phase = _PHASE_OF_GIVEN.get(origin.what)
+        return told | ({} if phase is None else {"phase": phase}) | {"missing": [_GIVEN[origin.what]]}
     return told | _of_operator(origin)
 
 
@@ -241,7 +243,7 @@ def _of_operator(event: Event) -> dict[str, Any]:
     facts: Facts = event.facts
     place, missing = facts.place, []
     told: dict[str, Any] = {
-        "phase": "PHASE_BACKWARD" if facts.backward else "PHASE_FORWARD",
+        "phase": _phase_of(event),
         "operator": facts.operator,
         "inputs": facts.inputs,
     }
@@ -254,6 +256,13 @@ def _of_operator(event: Event) -> dict[str, Any]:
     else:
         told |= {"source": named(place.line), "code": code_of(place.line)}
     return told | {"missing": missing}
+
+
+def _phase_of(event: Event) -> str:
+    """Where it began. Infinities of the input may be a mask, but not those that an operator makes worse."""
+    if any(isinstance(source, Given) and source.what == "input" for source in event.bad):
+        return "PHASE_INPUT"
+    return "PHASE_BACKWARD" if event.facts.backward else "PHASE_FORWARD"
 
 
 def not_done(reason: str) -> dict[str, Any]:
