@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.message import nonfinite_message, reduced_message
 from gradwatch.agent.probe.passes import PART
@@ -52,6 +52,7 @@ class RoundLog:
         self.magnitude: float | None = None
         # The step of the newest loss that was not finite though the gradients were.
         self._bad_loss: int | None = None
+        self._warning: dict[str, Any] | None = None
 
     def begin(self, model: WatchedModel, passes: tuple[Pass, ...], parameters: Callable[[], Fact]) -> Moment:
         """The first bucket of a reduction is ready.
@@ -146,6 +147,9 @@ class RoundLog:
             replay: the pass may be replayed once its round is over.
         """
         tally, round_ = self.tally, findings.moment.round
+        if self._warning is not None and self._warning["round"] == round_:
+            # It is no warning any more: parameters beside the model were bad in that pass.
+            self._warning = None
         tally.found(model.root, round_, overflow=findings.origin.overflow)
         if tally.brief:
             self.drop("repeated")
@@ -157,8 +161,9 @@ class RoundLog:
         first = not tally.in_a_streak and not excused
         # Weights that the update before has made bad are no riddle.
         spread = findings.origin.phase == "PHASE_PARAMETER" and tally.after_a_bad_reduction(model.root)
-        if first and replay and model.replayed and not spread:
-            self._watcher.autopsies.found(model, findings)
+        if first and replay and not spread:
+            autopsies = self._watcher.autopsies
+            (autopsies.found if model.replayed else autopsies.not_replayed)(model, findings)
 
     def _with_the_loss(self, model: WatchedModel, findings: BucketFindings) -> BucketFindings:
         """The findings with what the graph of the loss shows of them."""
@@ -184,6 +189,7 @@ class RoundLog:
         if not self._watcher.fuses.intact(RECORDER):
             return
         try:
+            self.warn()
             facts = RoundFacts(
                 moment.round,
                 moment.step,
@@ -213,8 +219,15 @@ class RoundLog:
         newest, self._bad_loss = self._bad_loss, facts.step
         if newest is not None and facts.step - newest < STEPS_BETWEEN_WARNINGS:
             return
-        message = {"root": model.root, "round": facts.round, "step": facts.step, "loss": facts.loss}
-        self._watcher.append("loss", message if facts.batch is None else message | {"batch": facts.batch})
+        self._warning = {"root": model.root, "round": facts.round, "step": facts.step, "loss": facts.loss}
+        if facts.batch is not None:
+            self._warning["batch"] = facts.batch
+
+    def warn(self) -> None:
+        """Write the warning of the round before down: nothing bad was found in it."""
+        warning, self._warning = self._warning, None
+        if warning is not None:
+            self._watcher.append("loss", warning)
 
     def tell_flight(self, model: WatchedModel) -> None:
         """How it came to the first bad round of a stretch, once."""

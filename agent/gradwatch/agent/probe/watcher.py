@@ -408,7 +408,8 @@ class Watcher:
             time.sleep(LINGER_SECONDS)
 
     def _flush(self) -> None:
-        """Wait for the read-outs under way."""
+        """Wait for the read-outs under way, and write down what waits for the next round."""
+        self.round_log.warn()
         for model in [*self._departed, *self.all_models]:
             self.round_log.landed(model, model.look.arrived(wait=True))
             model.tell_checksum(wait=True)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from gradwatch.agent.probe.watcher import Watcher
 
 
+_UNWRAPPED = "only passes of wrapped models are replayed, and these parameters belong to none"
+
+
 class Autopsies:
     """The autopsies of one process.
 
@@ -89,6 +92,16 @@ class Autopsies:
             return
         try:
             take_checksums(bucket, moment.magnitudes, due.checksums)
+        except Exception as error:
+            self._watcher.fuses.blow(PART, error)
+
+    def not_replayed(self, model: WatchedModel, findings: BucketFindings) -> None:
+        """The first bad round of a stretch, of parameters of which no pass is known. Never raises."""
+        if not self._watcher.settings.autopsy or not self._watcher.fuses.intact(PART):
+            return
+        due = Due(findings.moment, findings.origin.microbatch, findings.passes, phase=findings.origin.phase)
+        try:
+            self._replayer.leave(model, due, _UNWRAPPED)
         except Exception as error:
             self._watcher.fuses.blow(PART, error)
 

@@ -182,7 +182,9 @@ def completed(
     missing = list(told.get("missing", ()))
     facts = loss.look()
     if loss.made is not None and (phase == "PHASE_LOSS" or (alone and phase is None)):
-        made = {**loss.made, "phase": "PHASE_FORWARD"} if alone else loss.made
+        # What trains alone has its model in that graph.
+        whole = alone and not (facts is not None and facts.outer)
+        made = {**loss.made, "phase": "PHASE_FORWARD"} if whole else loss.made
         return {**told, **made, "missing": [*missing, *made.get("missing", ())]}
     outside = (
         phase is None and facts is not None and bool(facts.outside) and told["replay"] == "REPLAY_FINITE"
