@@ -43,6 +43,10 @@ class UnownedModel(SingleModel):
         super().__init__(*args, **kwargs)
         # A weak reference to a parameter would be in the way of `torch.utils.swap_tensors`.
         self._parameters = []
+        self.held_by(optimizers)
+
+    def held_by(self, optimizers: Sequence[Any]) -> None:
+        """The parameters are in these optimizers now."""
         self._optimizers = [weakref.ref(one) for one in optimizers]
 
     def parameters(self) -> list[torch.Tensor]:
@@ -167,6 +171,7 @@ class UnownedWatch:
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
         if self.model is not None and ids == self.model.parameter_ids:
+            self.model.held_by(optimizers)
             return
         self._drop()
         if not parameters:
