@@ -168,6 +168,19 @@ class WatchedModel:
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
         self._weights_before = self._weights_now()
 
+    def number(self, root: int) -> None:
+        """Its ordinal among the models of the process, as long as it has not been told of."""
+        self.root = self.recorder.root = root
+
+    def forget_state(self) -> None:
+        """Keep nothing of the module's Python state until its next pass: it may be over."""
+        self._passes.forget_state()
+
+    def let_go(self) -> None:
+        """The user's objects are gone: keep none of them. The garbage collector may be what calls it."""
+        self._passes.let_go()
+        self.weights.bad = []
+
     def follow_arrivals(self) -> None:
         """Have every parameter tell when its gradient arrives."""
         for parameter in self.parameters():

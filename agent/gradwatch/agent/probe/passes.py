@@ -23,7 +23,7 @@ from gradwatch.agent.probe.phases.loss_graph import MARK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from gradwatch.agent.probe.autopsy.capsule import Capsule, Capsules, ModelCapsules
+    from gradwatch.agent.probe.autopsy.capsule import Capsule, ModelCapsules
     from gradwatch.agent.probe.fuses import Fuses
     from gradwatch.agent.probe.outputs import Outputs
     from gradwatch.agent.probe.phases.loss_pass import LossPass
@@ -211,7 +211,7 @@ class Passes:
         spent: Callable[[float], object],
         gradients: Callable[[], Sequence[torch.Tensor]],
         *,
-        capsules: Capsules | ModelCapsules | None = None,
+        capsules: ModelCapsules | None = None,
         weights: Callable[[], tuple[int, ...]] = tuple,
         device: torch.device | None = None,
         loss: Callable[[], LossPass | None] = lambda: None,
@@ -303,6 +303,16 @@ class Passes:
         waiting = [one for one in self._passes if one.backward is None]
         if waiting:
             waiting[-1].scaled_loss = self._known(Leaves(losses), waiting[-1], "")
+
+    def forget_state(self) -> None:
+        """Keep nothing of the model's Python state until its next pass."""
+        if self._capsules is not None:
+            self._capsules.forget()
+
+    def let_go(self) -> None:
+        """The model is gone: keep none of its passes."""
+        self._passes = []
+        self.forget_state()
 
     def take(self) -> tuple[Pass, ...]:
         """Those that a backward pass has gone through, oldest first; they are forgotten here."""

@@ -65,7 +65,7 @@ class Recorder:
     """
 
     def __init__(self, root: int, infos: Mapping[int, ParameterInfo]) -> None:
-        self._root = root
+        self.root = root
         self._infos = list(infos.values())
         self._keys = list(infos)
         self._capacity = max(1, min(ROUNDS, BYTES // (8 * max(1, len(infos)))))
@@ -141,7 +141,7 @@ class Recorder:
         self._warned = (place, _NORMAL * growth.usual, self._count)
         facts, info = self.rounds[-1], self._infos[place]
         return {
-            "root": self._root,
+            "root": self.root,
             "round": facts.round,
             "step": facts.step,
             "parameter": info.name,
@@ -179,7 +179,7 @@ class Recorder:
         first_bad = next((place for place in told if not math.isfinite(rows[-1, place])), told[0])
         dtype = self._infos[first_bad].dtype
         return {
-            "root": self._root,
+            "root": self.root,
             "round": last.round,
             "step": last.step,
             "parameters": [self._infos[place].name for place in told],

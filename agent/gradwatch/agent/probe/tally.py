@@ -34,6 +34,8 @@ class Tally:
         # Of the rounds under way: those with bad gradients, and those that are a GradScaler's overflows.
         self._bad_now: set[int] = set()
         self._excused: set[int] = set()
+        # Rounds under way of which something has been looked at.
+        self._settled: set[int] = set()
         # Of the rounds whose reduction has not been looked at, those with bad gradients of this rank's own.
         self._locally_bad: set[int] = set()
         self._bad_streak = 0
@@ -55,18 +57,29 @@ class Tally:
         """Nothing of it is to be waited for."""
         if moment in self._under_way:
             self._under_way.remove(moment)
+            self._end(moment.round)
 
     def settle(self, moment: Moment) -> None:
         """All of its gradients have been looked at."""
-        self.forget(moment)
-        if any(other.round == moment.round for other in self._under_way):
-            return  # a later micro-batch of the same round
-        if moment.round in self._excused:
+        self._settled.add(moment.round)
+        if moment in self._under_way:
+            self._under_way.remove(moment)
+        self._end(moment.round)
+
+    def _end(self, round_: int) -> None:
+        """A round is over once it has been looked at and nothing more of it is under way.
+
+        That may be a later micro-batch, or the gradients that no watched model owns.
+        """
+        if round_ not in self._settled or any(other.round == round_ for other in self._under_way):
+            return
+        self._settled.discard(round_)
+        if round_ in self._excused:
             # The scaler at work: it is no news how often, and it is told all the same.
-            self._excused.discard(moment.round)
-            self._bad_now.discard(moment.round)
-        elif moment.round in self._bad_now:
-            self._bad_now.discard(moment.round)
+            self._excused.discard(round_)
+            self._bad_now.discard(round_)
+        elif round_ in self._bad_now:
+            self._bad_now.discard(round_)
             self._bad_streak += 1
         else:
             self._bad_streak = 0

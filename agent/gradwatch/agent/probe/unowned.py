@@ -7,6 +7,7 @@ whose backward pass it arose, nothing is replayed, and the guard does not go by 
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ class UnownedWatch:
     Attributes:
         outdated: optimizers, or watched models, are others now.
         model: the parameters that are looked at; None without any.
+        active: the same, once a gradient of theirs has arrived: before that it has no ordinal of its own.
     """
 
     def __init__(self, watcher: Watcher) -> None:
@@ -97,7 +99,7 @@ class UnownedWatch:
         self._watcher = watcher
         self._optimizers: list[weakref.ref[Any]] = []
         self._hooks: dict[int, tuple[int, RemovableHandle]] = {}
-        self._described = False
+        self.active: UnownedModel | None = None
         self._stepped: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def given(self, optimizer: Any) -> None:
@@ -114,6 +116,8 @@ class UnownedWatch:
         if self.outdated:
             self._refresh()
         if self.model is not None:
+            if self.active is None:
+                self.model.number(self._watcher.models_told)
             self.model.backward_begins(losses, gradients)
 
     def backward_over(self) -> None:
@@ -122,9 +126,10 @@ class UnownedWatch:
         if model is None:
             return
         order = self._watcher.arrivals.order
-        if not self._described and any(key == own for _, (own, _) in self._hooks.items() for key in order):
-            self._described = True
-            self._watcher.describe(model)
+        if self.active is None and any(own in order for own, _ in self._hooks.values()):
+            self.active = model
+            self._watcher.admit_unowned(model)
+            self.outdated = False
         model.backward_ended(order)
 
     def loss_scaled(self, losses: Any) -> None:
@@ -160,12 +165,26 @@ class UnownedWatch:
         }
         return list(trained.values())
 
+    def _alive(self) -> list[Any]:
+        return [one for known in self._optimizers if (one := known()) is not None]
+
+    def _followed(self) -> list[torch.Tensor]:
+        return [one for one in self._unowned(self._alive()) if can_be_followed(one)]
+
+    def _ids(self) -> frozenset[int]:
+        return frozenset() if self.model is None else self.model.parameter_ids
+
     def _refresh(self) -> None:
         if not self._wraps():
             return  # what trains alone is watched otherwise
         self.outdated = False
-        optimizers = [one for known in self._optimizers if (one := known()) is not None]
-        parameters = [one for one in self._unowned(optimizers) if can_be_followed(one)]
+        parameters = self._followed()
+        if parameters and {id(one) for one in parameters} != self._ids():
+            # A training that is over may wait for the collector only, and would be taken for a bare head.
+            del parameters
+            gc.collect()
+            parameters = self._followed()
+        optimizers = self._alive()
         if parameters:
             ((device, _),) = Counter(one.device for one in parameters).most_common(1)
             parameters = [one for one in parameters if one.device == device]
@@ -185,18 +204,16 @@ class UnownedWatch:
             names_of(optimizers, parameters, ()),
             {one: key for one, (key, _) in self._hooks.items()},
             device=device,
-            root=self._watcher.next_root(),
+            root=self._watcher.models_told,
             before_telling=lambda: None,
         )
-        self._watcher.updates.forget_models()
-        self._watcher.weights.wrapped(self.model)
 
     def _drop(self) -> None:
         model, self.model = self.model, None
         for _, handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
-        self._described = False
+        self.active = None
         if model is not None:
             model.give_up()
             self._watcher.depart(model)

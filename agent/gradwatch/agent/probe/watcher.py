@@ -163,6 +163,9 @@ class Watcher:
     def add(self, model: WatchedModel) -> None:
         """A model is watched from now on; the first one's optimizer counts the steps."""
         self.remove_gone()
+        for other in self._models:
+            # A training that is over ends where the next one begins.
+            other.forget_state()
         self._models.append(model)
         if self.autopsies.on_device.can_replay(model):
             self.replays_on_device = True
@@ -174,10 +177,12 @@ class Watcher:
         self._models_are_others()
         self.weights.wrapped(model)
 
-    def next_root(self) -> int:
-        """The ordinal of a model that is not told of as long as no gradient of it arrives."""
+    def admit_unowned(self, model: WatchedModel) -> None:
+        """A gradient of parameters that no wrapped model owns has arrived: they are told of from now on."""
         self.models_told += 1
-        return self.models_told - 1
+        self.describe(model)
+        self._models_are_others()
+        self.weights.wrapped(model)
 
     def _models_are_others(self) -> None:
         self.updates.forget_models()
@@ -203,6 +208,7 @@ class Watcher:
 
         Not at once: the garbage collector may run while torch compiles a step, and changes what that reads.
         """
+        model.let_go()
         self._gone.append(model)
 
     def remove_gone(self) -> None:
@@ -243,7 +249,7 @@ class Watcher:
     @property
     def all_models(self) -> list[WatchedModel]:
         """With those parameters that no model owns."""
-        apart = self.unowned.model
+        apart = self.unowned.active
         return self._models if apart is None else [*self._models, apart]
 
     def models_of(self, optimizer: Any) -> list[WatchedModel]:

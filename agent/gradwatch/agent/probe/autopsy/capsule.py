@@ -291,6 +291,10 @@ class ModelCapsules:
         self._begun = 0
         self._numpy_before: tuple[Any, ...] | None = None
 
+    def forget(self) -> None:
+        """Keep nothing of the model until its next pass."""
+        self._keeper.forget()
+
     def begin(
         self,
         args: Any,

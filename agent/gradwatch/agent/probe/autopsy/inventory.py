@@ -55,6 +55,10 @@ class StateKeeper:
         self._inventory: Inventory | None = None
         self._taken = 0
 
+    def forget(self) -> None:
+        """Keep nothing of the model: an inventory holds what its code reads, and so may keep it alive."""
+        self._inventory, self._taken = None, 0
+
     def take(self) -> State | None:
         """The state as it is now; None where it cannot be taken."""
         if self._inventory is not None:

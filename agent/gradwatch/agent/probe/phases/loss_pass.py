@@ -46,13 +46,13 @@ class GraphFacts:
         outside: the `id`s of the leaves that it reaches without going through a model's output.
         suspects: operators between the loss and the models whose derivative may be infinite where they
             themselves are finite, each once.
-        outer: by entrance, as `loss_graph.from_outside` tells.
+        outer: by the `id` of an entrance, which would keep the graph, as `loss_graph.from_outside` tells.
         is_compiled: some of it runs in compiled regions.
     """
 
     outside: frozenset[int]
     suspects: tuple[str, ...]
-    outer: dict[Any, bool | None]
+    outer: dict[int, bool | None]
     is_compiled: bool = False
 
 
@@ -93,9 +93,10 @@ class LossPass:
         for one in self.passes:
             by_model.setdefault(id(one.masks), []).extend(entrance.node for entrance in one.entrances)
         try:
-            outer: dict[Any, bool | None] = {}
+            outer: dict[int, bool | None] = {}
             for nodes in by_model.values():
-                outer |= loss_graph.from_outside(self.roots, nodes)
+                found = loss_graph.from_outside(self.roots, nodes)
+                outer |= {id(node): whence for node, whence in found.items()}
             self.facts = GraphFacts(
                 frozenset(loss_graph.parameters_outside(self.roots, entrances)),
                 _suspects(loss_graph.between(self.roots, entrances)),
@@ -129,7 +130,7 @@ def _settled(one: Pass) -> Pass:
     facts = loss.look() if loss.roots else loss.facts
     if facts is None:
         return one
-    bad = [facts.outer.get(entrance.node) for entrance in one.entrances if entrance.gradient is False]
+    bad = [facts.outer.get(id(entrance.node)) for entrance in one.entrances if entrance.gradient is False]
     if True in bad:
         return one
     # Bad only where gradients come from within, or from within as well.
