@@ -175,8 +175,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"fill": 3e38},
         {"phase": "PHASE_BACKWARD", "module": "1", "operator": "aten.mm.default", "missing": "the line"},
     ),
-    "input": ({"block": Block, "fill": NAN}, {"missing": "the input is not finite"}),
-    "parameter": ({"block": Block, "poison": True}, {"missing": "a parameter", "other": FINITE}),
+    "input": ({"block": Block, "fill": NAN}, {"phase": "PHASE_INPUT", "missing": "the input is not finite"}),
+    "parameter": (
+        {"block": Block, "poison": True},
+        {"phase": "PHASE_PARAMETER", "missing": "a parameter", "other": FINITE},
+    ),
     # What the graph of the loss shows is gone by the time a device is read out.
     "loss": (
         {"block": Block, "loss": "sqrt"},
