@@ -44,13 +44,15 @@ _PASSES: Mapping[Phase | None, str] = {
 _BEFORE_LOSS = (None, Phase.FORWARD, Phase.BACKWARD)
 # The look of a process in which nothing is wrapped: where the model ends is not known.
 _UNWRAPPED = "gradient"
+# How the probe begins what it knows instead of an operator.
+_UNNAMED = "no operator is named"
 
 
 def what_it_was(first: Sighting) -> tuple[str, ...]:
     """What kind of fault it was, and which operator made it."""
     operator = first.operator
     if operator is None or operator.name is None:
-        return (*_of_phase(first), *_of_loss(first))
+        return (*_of_phase(first), *_of_loss(first), *_why_unnamed(first))
     where = f" in {operator.module}" if operator.module else ""
     line = "" if operator.source is None else f", called from {operator.source}"
     code = "" if operator.code is None else f" ({operator.code:.80})"
@@ -78,6 +80,14 @@ def what_it_was(first: Sighting) -> tuple[str, ...]:
         f"{before}{operator.name}{where} made it in {which}{line}{code}.{inputs}",
         *_of_loss(first),
     )
+
+
+def _why_unnamed(first: Sighting) -> tuple[str, ...]:
+    """What is known instead of the operator, such as that a buffer was bad already."""
+    missing = () if first.operator is None or first.phase in _BAD_BEFORE else first.operator.missing
+    prefix = f"{_UNNAMED}: "
+    found = [one.removeprefix(prefix) for one in missing if one.startswith(prefix)]
+    return tuple(f"{one[:1].upper()}{one[1:].rstrip('.')}." for one in found[:1])
 
 
 def _of_phase(first: Sighting) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.model import Cause, Guess, Judgement, LikelyKind
-from gradwatch.collector.observations import UpdateEvidence
+from gradwatch.collector.observations import UpdateEvidence, Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,20 @@ _EDGE_AT_ZERO = {
     "atan2": 0,
     "lgamma": 0,
     "digamma": 0,
+}
+_SUMMING = {
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "matmul",
+    "mul",
+    "add",
+    "sum",
+    "convolution",
+    "einsum",
+    "dot",
+    "mv",
 }
 _EXPONENTIAL = {"exp", "exp2", "expm1", "sinh", "cosh", "softplus"}
 _NORMALISING = {
@@ -151,7 +165,8 @@ def _started_so(case: Case) -> Guess | None:
     first = case.first
     initial = first.update is not None and first.update.initial
     begun = first.step if first.model_step is None else first.model_step
-    if case.cause is not Cause.PARAMETER or not (initial or begun == 0):
+    # Weights that had been seen finite have become bad since.
+    if case.cause is not Cause.PARAMETER or not (initial or (begun == 0 and first.finite_step is None)):
         return None
     return Guess(
         LikelyKind.INITIALISATION,
@@ -221,6 +236,18 @@ def _epsilon(case: Case) -> Guess | None:
     )
 
 
+def _rate(case: Case) -> Guess | None:
+    """An update by a learning rate that is no number."""
+    update = case.first.update
+    if update is None or update.evidence is not UpdateEvidence.LEARNING_RATE:
+        return None
+    return Guess(
+        LikelyKind.HYPERPARAMETERS,
+        f"the learning rate of {update.optimizer or 'the optimizer'} was not finite",
+        "Look at the schedule: a warm-up or a cycle of no steps divides by 0.",
+    )
+
+
 def _collapse(case: Case) -> Guess | None:
     """A GradScaler has halved its scale for as long as could be excused, or to nothing: it did not help."""
     if case.flight is None:
@@ -262,7 +289,10 @@ def _is_at_zero(operator: Operator, name: str) -> bool:
     if place is None or place >= len(operator.inputs):
         return False
     one = operator.inputs[place]
-    return one.min is not None and one.max is not None and one.min <= 0 <= one.max
+    if one.min is None or one.max is None:
+        return False
+    # A power of what is negative is a number for whole exponents only, and those give no NaN.
+    return one.min <= 0 <= one.max or (name == "pow" and one.min < 0 and operator.value is Value.NAN)
 
 
 def _saturation(case: Case) -> Guess | None:
@@ -325,6 +355,21 @@ def _loss_growth(case: Case) -> Guess | None:
     )
 
 
+def _short_of_range(case: Case) -> Guess | None:
+    """Sums and products of finite fp16 numbers that are more than fp16 can hold."""
+    operator, name = _operator(case)
+    if operator is None or name not in _SUMMING or operator.value is Value.NAN:
+        return None
+    tensors = [one for one in operator.inputs if not one.is_number]
+    if not tensors or any(one.nonfinite or one.dtype != "float16" for one in tensors):
+        return None
+    return Guess(
+        LikelyKind.PRECISION,
+        f"what {operator.name} gives of finite numbers is more than float16 can hold, which ends at 65504",
+        "Scale its inputs down before it, or compute it in fp32 or bf16.",
+    )
+
+
 def _precision(case: Case) -> Guess | None:
     flight, steps = case.flight, _finite_steps(case)
     if flight is None or not steps or flight.dtype not in {"float16", "bfloat16"}:
@@ -372,11 +417,13 @@ _RULES = (
     _data,
     _device,
     _epsilon,
+    _rate,
     _collapse,
     _explosion,
     _domain,
     _saturation,
     _hyperparameters,
+    _short_of_range,
     _precision,
     _growth,
     _loss_growth,

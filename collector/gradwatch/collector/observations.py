@@ -165,6 +165,7 @@ class UpdateEvidence(str, enum.Enum):
     GRADIENTS = "gradients"  # finite after the reduction, bad when the optimizer took them
     STATE = "state"  # the optimizer's state is bad
     EPSILON = "epsilon"  # a second moment of 0, and an eps that is 0 in that dtype
+    LEARNING_RATE = "learning_rate"  # it was not finite
 
 
 @dataclass(frozen=True, slots=True)

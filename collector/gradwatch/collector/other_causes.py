@@ -11,6 +11,7 @@ from gradwatch.collector.words import (
     VALUES,
     likely_cause,
     named,
+    number,
     of_unknown,
     since_when,
     value_word,
@@ -29,6 +30,7 @@ _EVIDENCE = {
     UpdateEvidence.STATE: "Its gradients were finite, and the optimizer's state was not.",
     UpdateEvidence.EPSILON: "Elements have a second moment of 0, and the optimizer's eps{eps} is 0 in their "
     "dtype: it divides by 0.",
+    UpdateEvidence.LEARNING_RATE: "The learning rate was {rate}: look at the schedule that gave it.",
 }
 
 
@@ -219,6 +221,7 @@ def _of_update(first: Sighting, where: str) -> tuple[str, ...]:
         if total == 1 and update.gradient
         else f"{total or 'some'} of them{first_one} were",
         them="it" if total == 1 and update.gradient else "them",
+        rate="not finite" if update.learning_rate is None else number(update.learning_rate),
         eps="" if update.eps is None else f" of {update.eps:.3g}",
     )
     return (made, words)
@@ -230,7 +233,7 @@ def _by(update: Update) -> str:
     if update.eps is not None:
         known.append(f"eps {update.eps:.3g}")
     if update.learning_rate is not None:
-        known.append(f"learning rate {update.learning_rate:.3g}")
+        known.append(f"learning rate {number(update.learning_rate)}")
     settings = f" ({', '.join(known)})" if known else ""
     return f" by {update.optimizer or 'the optimizer'}{settings}"
 

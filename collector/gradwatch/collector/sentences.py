@@ -31,8 +31,8 @@ _WEIGHTS_OF_ONE = (
     "Only this rank's weights were bad: look at what changes weights there and on no other rank."
 )
 _ALL_AT_ONCE = (
-    "All ranks were bad at once: look at what they share, such as the learning rate or the code, before any "
-    "one rank's batch."
+    "All ranks were bad at once: look at what they share, such as the learning rate, the code, and what the "
+    "loss exchanges between them."
 )
 _ITS_BATCH = "The ranks share weights and code, and not the batch: look at its batch."
 # Doubts and steps that are told.

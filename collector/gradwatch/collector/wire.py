@@ -61,6 +61,7 @@ _UPDATES: Mapping[int, obs.UpdateEvidence] = {
     pb.UPDATE_EVIDENCE_GRADIENTS: obs.UpdateEvidence.GRADIENTS,
     pb.UPDATE_EVIDENCE_STATE: obs.UpdateEvidence.STATE,
     pb.UPDATE_EVIDENCE_EPSILON: obs.UpdateEvidence.EPSILON,
+    pb.UPDATE_EVIDENCE_LEARNING_RATE: obs.UpdateEvidence.LEARNING_RATE,
 }
 _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
 

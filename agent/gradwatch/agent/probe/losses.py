@@ -14,7 +14,9 @@ from gradwatch.agent.probe.autopsy.child import ChildError, in_child
 from gradwatch.agent.probe.phases.loss_pass import LossPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from gradwatch.agent.probe.passes import Pass
 
 # A number that the host knows; on a device a float64 of shape (), which nobody waits for; None for not known.
 Number: TypeAlias = "float | torch.Tensor | None"
@@ -68,6 +70,18 @@ class Losses:
         if isinstance(self.loss, float) and not math.isfinite(self.loss) and self._left and self._examines():
             self._left -= 1
             self.current.made = _maker(self.current.roots)
+
+    def join(self, passes: Iterable[Pass], ordinal: int) -> None:
+        """Let the backward pass under way know the passes that it goes through by other ways than the output.
+
+        Args:
+            passes: of one model.
+            ordinal: of the backward pass under way, since the last reduction.
+        """
+        for one in passes:
+            if one.loss is None and one.backward == ordinal and self.current.roots:
+                one.loss = self.current
+                self.current.entered(one)
 
     def backward_over(self) -> None:
         """It is over."""

@@ -336,7 +336,8 @@ class Passes:
             node = None if _current_node is None else _current_node()
             one.entrances.append(Entrance(node, tuple(ordinal for ordinal, _ in places), now))
             loss = self._loss()
-            if loss is not None:
+            # Without roots it is one of `autograd.grad`: a gradient that the loss will use.
+            if loss is not None and loss.roots:
                 one.loss = loss
                 loss.entered(one)
                 loss.is_bad = loss.is_bad or now is False

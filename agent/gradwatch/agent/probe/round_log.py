@@ -170,6 +170,7 @@ class RoundLog:
         if not self._watcher.fuses.intact(PART) or model.module() is None:
             return findings
         try:
+            self._watcher.losses.join(findings.passes, self._watcher.arrivals.ordinal)
             bad = model.ids_of(one.key for one in findings.gradients)
             origin, note = refine(findings.origin, bad, findings.passes)
         except Exception as error:

@@ -87,6 +87,8 @@ class _UpdateEvidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """the optimizer's state is bad"""
     UPDATE_EVIDENCE_EPSILON: _UpdateEvidence.ValueType  # 3
     """a second moment of 0, and an eps that is 0 in that dtype"""
+    UPDATE_EVIDENCE_LEARNING_RATE: _UpdateEvidence.ValueType  # 4
+    """the learning rate was not finite"""
 
 class UpdateEvidence(_UpdateEvidence, metaclass=_UpdateEvidenceEnumTypeWrapper):
     """What shows that an update made weights bad."""
@@ -99,6 +101,8 @@ UPDATE_EVIDENCE_STATE: UpdateEvidence.ValueType  # 2
 """the optimizer's state is bad"""
 UPDATE_EVIDENCE_EPSILON: UpdateEvidence.ValueType  # 3
 """a second moment of 0, and an eps that is 0 in that dtype"""
+UPDATE_EVIDENCE_LEARNING_RATE: UpdateEvidence.ValueType  # 4
+"""the learning rate was not finite"""
 Global___UpdateEvidence: typing_extensions.TypeAlias = UpdateEvidence
 
 class _Replay:

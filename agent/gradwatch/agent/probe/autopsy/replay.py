@@ -27,6 +27,7 @@ from gradwatch.agent.probe.autopsy.graph import digest_of, inner
 from gradwatch.agent.probe.autopsy.place import Places
 from gradwatch.agent.probe.autopsy.provenance import Event, Given, origin_of
 from gradwatch.agent.probe.autopsy.values import kinds_of
+from gradwatch.agent.probe.parameters import clean_path
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def replay(case: Case, care: Care | None = None, doubts: list[str] | None = None
             return not_done(f"the replay failed with {type(error).__name__}: {_first_line(error)}")
         return _ended_at(collective, dissection, case)
     if bad is not None:
-        return _told(bad)
+        return _told(bad, case.module)
     finite = {"replay": "REPLAY_FINITE"}
     return finite if case.evidence is None else finite | verdict.as_fields()
 
@@ -210,7 +211,7 @@ def _backward(
 def _ended_at(collective: Collective, dissection: Dissection, case: Case) -> dict[str, Any]:
     """A collective was about to be issued."""
     if collective.bad is not None and not collective.bad.masked:
-        told = _told(collective.bad)
+        told = _told(collective.bad, case.module)
         told.setdefault("missing", []).append(
             f"what comes after {collective.operator}: a collective is not issued in a replay"
         )
@@ -229,12 +230,15 @@ def _ended_at(collective: Collective, dissection: Dissection, case: Case) -> dic
     )
 
 
-def _told(bad: Source) -> dict[str, Any]:
+def _told(bad: Source, module: torch.nn.Module) -> dict[str, Any]:
     """It went bad again, and this is where."""
     origin = origin_of(bad)
     told: dict[str, Any] = {"replay": "REPLAY_REPRODUCED", "value": origin.kinds.value}
     if isinstance(origin, Given):
         phase = _PHASE_OF_GIVEN.get(origin.what)
+        buffer = _bad_buffer(module) if origin.what == "constant" else None
+        if buffer is not None:
+            return told | {"missing": [f"no operator is named: buffer {buffer} of the model is not finite"]}
         return told | ({} if phase is None else {"phase": phase}) | {"missing": [_GIVEN[origin.what]]}
     return told | _of_operator(origin)
 
@@ -256,6 +260,12 @@ def _of_operator(event: Event) -> dict[str, Any]:
     else:
         told |= {"source": named(place.line), "code": code_of(place.line)}
     return told | {"missing": missing}
+
+
+def _bad_buffer(module: torch.nn.Module) -> str | None:
+    """The name of the first buffer that holds what no mask does."""
+    named_buffers = ((clean_path(name), kinds_of(buffer)) for name, buffer in module.named_buffers())
+    return next((name for name, kinds in named_buffers if kinds.nan or kinds.positive), None)
 
 
 def _phase_of(event: Event) -> str:

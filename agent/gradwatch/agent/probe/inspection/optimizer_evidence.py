@@ -1,11 +1,13 @@
 """Whether an optimizer's update is what has made weights non-finite, by the optimizer's state.
 
 The gradients were finite, which the caller knows. Then either the state that the optimizer carries from step
-to step is not finite, or it has divided by zero: a second moment of 0, and an `eps` that is 0 in its dtype.
+to step is not finite, or it has divided by zero: a second moment of 0, and an `eps` that is 0 in its dtype;
+or its learning rate is not finite.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ from gradwatch.agent.probe import scan
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-GRADIENTS, STATE, EPSILON = (f"UPDATE_EVIDENCE_{name}" for name in ("GRADIENTS", "STATE", "EPSILON"))
+GRADIENTS, STATE, EPSILON, LEARNING_RATE = (
+    f"UPDATE_EVIDENCE_{name}" for name in ("GRADIENTS", "STATE", "EPSILON", "LEARNING_RATE")
+)
 # Second moments, under the names that torch's optimizers give them: they are divided by.
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "acc_delta")
 
@@ -53,6 +57,8 @@ def evidence_in(optimizer: Any, bad: Iterable[torch.Tensor]) -> Evidence | None:
             and (held := getattr(value, "_local_tensor", value)).device.type == "cpu"
         }
         settings = settings_of(optimizer, group)
+        if not math.isfinite(settings.get("learning_rate", 0.0)):
+            return Evidence(LEARNING_RATE, settings)
         if not all(scan.is_finite(value) for value in tensors.values()):
             return Evidence(STATE, settings)
         held = getattr(parameter, "_local_tensor", parameter).detach()
@@ -64,6 +70,11 @@ def evidence_in(optimizer: Any, bad: Iterable[torch.Tensor]) -> Evidence | None:
         ):
             return Evidence(EPSILON, settings)
     return None
+
+
+def has_finite_rates(optimizer: Any) -> bool:
+    """Whether the learning rates that the host knows are finite: a schedule may divide 0 by 0."""
+    return all(math.isfinite(_number(group.get("lr")) or 0.0) for group in optimizer.param_groups)
 
 
 def settings_of(optimizer: Any, group: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe.guard import after_closure
+from gradwatch.agent.probe.inspection.optimizer_evidence import has_finite_rates
 from gradwatch.agent.probe.rounds import bad_gradients
 
 if TYPE_CHECKING:
@@ -141,8 +142,11 @@ class Updates:
 
     def after(self, optimizer: Any) -> None:
         """The outermost attempt of an update is over."""
+        rates_are_finite = has_finite_rates(optimizer)
         for model in self.models_of(optimizer):
             first = model.attempts.count < _FIRST_UPDATES and model.has_not_moved()
+            # A rate that is not finite may be another one by the next round.
+            first = first or not rates_are_finite
             self._watcher.weights.updated(model, [optimizer], first=first)
             model.attempts.add(optimizer)
             model.update_over()

@@ -120,6 +120,9 @@ def _judged(node: Any) -> dict[str, Any] | None:
     if not inputs and name != "mean" and not all(_is_finite(one, harmless) for one in below):
         missing = f"no operator is named: {name} gave it, and whether its input was finite is not known"
         return {"phase": "PHASE_LOSS", "value": bad.value, "missing": [missing]}
+    if name == "div" and "self" not in inputs:
+        # Whose range is not known: only what it is divided by was kept.
+        inputs = {"self": inputs["other"].new_empty(0), **inputs}
     by_place = sorted(inputs, key=lambda key: (_PLACES.get(key, len(_PLACES)), key))
     shown = [inputs[key] for key in by_place if key != "total_weight"]
     return {

@@ -182,14 +182,13 @@ def completed(
         return told
     missing = list(told.get("missing", ()))
     facts = loss.look()
-    if loss.made is not None and (phase == "PHASE_LOSS" or (alone and phase is None)):
+    around = facts is not None and bool(facts.outside)
+    outside = phase is None and around and told["replay"] == "REPLAY_FINITE"
+    if loss.made is not None and (phase == "PHASE_LOSS" or outside or (alone and phase is None)):
         # What trains alone has its model in that graph.
         whole = alone and not (facts is not None and facts.outer)
         made = {**loss.made, "phase": "PHASE_FORWARD"} if whole else loss.made
         return {**told, **made, "missing": [*missing, *made.get("missing", ())]}
-    outside = (
-        phase is None and facts is not None and bool(facts.outside) and told["replay"] == "REPLAY_FINITE"
-    )
     if facts is None or not (phase == "PHASE_LOSS" or outside or (alone and phase == "PHASE_BACKWARD")):
         return told
     if len(facts.suspects) != 1:
