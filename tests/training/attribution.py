@@ -30,6 +30,7 @@ from tests.training.trainings import SHAPES, Sharded
 
 STEPS_BEFORE = 12
 SCALE = 2.0**60
+UNKNOWN = "unknown"
 
 
 def train(case: Case, *, seed: int, rank: int, last: int) -> str | None:
@@ -59,12 +60,16 @@ def train(case: Case, *, seed: int, rank: int, last: int) -> str | None:
                     with fault.in_backward():
                         loss.backward()
                 shape.learn_of(fault, inputs)
+            if not case.sharded:
+                shape.first_bad.see(step)
             shape.after_backward(fault)
             for optimizer in shape.optimizers:
                 fault.in_optimizer(optimizer)
                 scaler.step(optimizer)
             scaler.update()
             shape.after_update(fault, step)
+            if not case.sharded:
+                shape.first_bad.see(step)
     assert not case.scaler or scaler.get_scale() < SCALE, "the scaled loss has not overflown"
     return shape.first_bad.name
 
@@ -85,11 +90,11 @@ def run_case(name: str, draw: random.Random, rank: int, steps_so_far: int) -> di
             expected["rank"] = expected["origins"][0]
         names: list[str | None] = [None] * world_size
         dist.all_gather_object(names, bad)
-        if expected.get("phase") is not None:
+        if expected.get("phase", UNKNOWN) is not None:
             # Seen by the rank itself, or by the one whose fault it shares.
             seen = names[expected["rank"]] or next(filter(None, names), None)
             expected = {"microbatch": 0, "parameter": seen, **expected}
-            if expected["phase"] == "parameter":
+            if expected.get("phase") == "parameter":
                 expected["gradient"] = seen
     steps = last + 1 + case.after
     fault = None if case.fault is None else dataclasses.asdict(case.fault)
