@@ -63,10 +63,7 @@ def train(case: Case, *, seed: int, rank: int, last: int) -> str | None:
             if not case.sharded:
                 shape.first_bad.see(step)
             shape.after_backward(fault)
-            for optimizer in shape.optimizers:
-                fault.in_optimizer(optimizer)
-                scaler.step(optimizer)
-            scaler.update()
+            shape.update(scaler, fault)
             shape.after_update(fault, step)
             if not case.sharded:
                 shape.first_bad.see(step)

@@ -108,6 +108,13 @@ class Replicated:
         """Between the backward pass and the update."""
         fault.in_gradients(self.model)
 
+    def update(self, scaler: torch.amp.GradScaler, fault: Fault) -> None:
+        """The update of each optimizer."""
+        for optimizer in self.optimizers:
+            fault.in_optimizer(optimizer)
+            scaler.step(optimizer)
+        scaler.update()
+
     def after_update(self, fault: Fault, step: int) -> None:
         """Between the update and the next step."""
 
@@ -118,12 +125,13 @@ class Replicated:
         return self.model.get_parameter(self.case.parameter)
 
 
-class Sharded:
+class Sharded(Replicated):
     """A model under FSDP2, whose gradients no hook sees: a twin that is not sharded has the same faults."""
 
     def __init__(self, case: Case, seed: int) -> None:
         torch.manual_seed(seed)
-        self.run = self.model = Breakable(shared_statistics=case.shared_statistics)
+        self.case = case
+        self.run = self.model = self.make()
         self._twin = copy.deepcopy(self.model)
         # Runs on one rank alone.
         self._twin.norm = nn.Identity()
@@ -131,15 +139,11 @@ class Sharded:
         for block in self.model.blocks:
             fully_shard(block)
         self._root = fully_shard(self.model)
-        self.optimizers = [optimizer_of(case, self.model.parameters())]
+        self.optimizers = self.make_optimizers()
 
     def micro_batch(self, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
         self._root.set_requires_gradient_sync(is_last)
         return contextlib.nullcontext()
-
-    def loss(self, fault: Fault, inputs: torch.Tensor) -> torch.Tensor:
-        del fault
-        return self.run(inputs).square().mean()
 
     def learn_of(self, fault: Fault, inputs: torch.Tensor) -> None:
         """Run the twin on the micro-batch that a fault strikes."""
@@ -151,12 +155,6 @@ class Sharded:
             # Its own weights do not explode with the others'.
             (loss * NAN if isinstance(fault, LargeLearningRate) else loss).backward()
         self.first_bad.see(fault.step)
-
-    def after_backward(self, fault: Fault) -> None:
-        """No fault changes gradients of shards."""
-
-    def after_update(self, fault: Fault, step: int) -> None:
-        """Nothing."""
 
 
 class WithMask(Replicated):
