@@ -57,8 +57,7 @@ def train(case: Case, *, seed: int, rank: int, last: int) -> str | None:
                 with shape.micro_batch(is_last=micro == case.micro_batches - 1):
                     with fault.in_forward():
                         loss = scaler.scale(fault.in_loss(shape.loss(fault, inputs)))
-                    with fault.in_backward():
-                        loss.backward()
+                    shape.backward(fault, loss)
                 shape.learn_of(fault, inputs)
             if not case.sharded:
                 shape.first_bad.see(step)

@@ -101,6 +101,10 @@ class Replicated:
         del fault
         return self.run(inputs).square().mean()
 
+    def backward(self, fault: Fault, loss: torch.Tensor) -> None:
+        with fault.in_backward():
+            loss.backward()
+
     def learn_of(self, fault: Fault, inputs: torch.Tensor) -> None:
         """Nothing to do: its gradients are seen as they come."""
 

@@ -43,6 +43,10 @@ class UnownedModel(SingleModel):
         super().__init__(*args, **kwargs)
         # A weak reference to a parameter would be in the way of `torch.utils.swap_tensors`.
         self._parameters = []
+        self.follow(optimizers)
+
+    def follow(self, optimizers: Sequence[Any]) -> None:
+        """These are given its parameters now."""
         self._optimizers = [weakref.ref(one) for one in optimizers]
 
     def parameters(self) -> list[torch.Tensor]:
@@ -167,6 +171,7 @@ class UnownedWatch:
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
         if self.model is not None and ids == self.model.parameter_ids:
+            self.model.follow(optimizers)
             return
         self._drop()
         if not parameters:
@@ -177,7 +182,7 @@ class UnownedWatch:
         self.model = UnownedModel(
             optimizers,
             self._watcher,
-            names_of(optimizers, parameters, ()),
+            names_of(optimizers, parameters, (), beside=True),
             {one: key for one, (key, _) in self._hooks.items()},
             device=device,
             root=self._watcher.next_root(),
@@ -200,7 +205,7 @@ class UnownedWatch:
         missed = [one for one in self._unowned([optimizer]) if id(one) not in self._hooks]
         if not missed:
             return
-        names = [info.name for _, info in names_of([optimizer], missed, ()).parameters]
+        names = [info.name for _, info in names_of([optimizer], missed, (), beside=True).parameters]
         listed = ", ".join(names[:_NAMED]) + (
             f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # What wrappers put around a model's outputs or inputs: a gradient goes through it as it is.
 _WRAPPERS = frozenset({"_DDPSinkBackward", "RegisterPostBackwardFunctionBackward"})
-# While a dispatch mode is on, as in a replay, torch records some operators under another name: `reshape` and all
-# that calls it, such as a product of matrices, is a view then and no alias.
+# While a dispatch mode is on, as in a replay, torch records some operators under another name: `reshape` and
+# all that calls it, such as a product of matrices, is a view then and no alias.
 _SAME = {"ReshapeAliasBackward0": "ViewBackward0", "CtcLossBackward1": "CtcLossBackward0"}
 _LEAF = "AccumulateGrad"
 _COMPILED = "CompiledFunctionBackward"
