@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tests.faults import Fault, inject
-from tests.training.breakable import BLOCKS, Breakable
+from tests.training.breakable import BLOCKS, LENGTH, Breakable
 
 if TYPE_CHECKING:
     import random
@@ -236,7 +236,8 @@ def broken_device(place: Place, *, backward: bool) -> Case:
     fault = inject.broken_device(
         **place.at,
         operator=operator,
-        element=place.element(),
+        # In the first column: of what a causal mask hides no gradient comes back.
+        element=place.element() * LENGTH,
         # One that stays has been so before the pass.
         call=0 if stays else draw.randrange(operators[operator]),
         stays=stays,
