@@ -1,6 +1,6 @@
 """The catalogue of faults, at random places in real jobs: what is said of each, and is it right?
 
-usage: python -m tests.campaign.attribution [--runs 21] [--clean 150] [--overflows 50] [--seed N] [--only …]
+usage: python -m tests.campaign.attribution [--runs 18] [--clean 150] [--overflows 50] [--seed N] [--only …]
 
 The jobs run under `gradwatch run`. Prints a table of what was planted and what was named. Exits
 with 1 unless rank, step, phase, cause, parameter and micro-batch are right of every fault, operator, module
@@ -196,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=21, help="of each class")
+    parser.add_argument("--runs", type=int, default=18, help="of each class")
     parser.add_argument("--clean", type=int, default=150)
     parser.add_argument("--overflows", type=int, default=50, help="runs with overflows of a GradScaler")
     parser.add_argument("--only", nargs="+", choices=[*CLASSES, *CLEAN], help="of these classes only")
