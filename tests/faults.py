@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +56,32 @@ class Fault:
         del model
         yield
 
+    @contextlib.contextmanager
+    def in_forward(self) -> Iterator[None]:
+        """Be in force during the forward pass that it strikes."""
+        yield
+
+    @contextlib.contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Be in force during the backward pass that it strikes."""
+        yield
+
+    def in_distance(self, difference: torch.Tensor) -> torch.Tensor:
+        """What becomes of a difference whose length the loss takes."""
+        return difference
+
     def in_loss(self, loss: torch.Tensor) -> torch.Tensor:
         """What becomes of the loss."""
         return loss
 
+    def in_gradients(self, model: nn.Module) -> None:
+        """Change the gradients between the backward pass and the update."""
+
     def in_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Change the optimizer before the update that ends the step."""
+
+
+NO_FAULT = Fault(rank=0, step=0)
 
 
 @dataclass(frozen=True)
@@ -189,6 +210,96 @@ class SpoiltLoss(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroDistance(Fault):
+    """Two things are the same: the length of their difference is the root of 0, which has no derivative."""
+
+    def in_distance(self, difference: torch.Tensor) -> torch.Tensor:
+        return difference * 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedGradient(Fault):
+    """A gradient is 0, and the script divides it by its own length."""
+
+    parameter: str
+
+    def in_gradients(self, model: nn.Module) -> None:
+        gradient = model.get_parameter(self.parameter).grad
+        assert gradient is not None
+        gradient.zero_()
+        gradient.div_(gradient.norm())
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanishingEpsilon(Fault):
+    """The optimizer's eps becomes `eps`, which is 0 in the dtype of its state."""
+
+    eps: float
+
+    def in_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["eps"] = self.eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenDevice(Fault):
+    """Whatever is computed by one operator comes out wrong in one element: once, or from now on each time.
+
+    Attributes:
+        operator: such as "aten.mm.default".
+        call: of that operator in the pass, the first that comes out wrong.
+        stays: it is wrong in each later call too, also in those of a replay.
+        backward: it breaks in the backward pass rather than the forward pass.
+    """
+
+    operator: str
+    value: float
+    element: int
+    call: int = 0
+    stays: bool = False
+    backward: bool = False
+
+    @contextlib.contextmanager
+    def in_modules(self, model: nn.Module) -> Iterator[None]:
+        del model
+        with self._unit() if self.stays else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def in_forward(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self.stays or self.backward else self._unit():
+            yield
+
+    @contextlib.contextmanager
+    def in_backward(self) -> Iterator[None]:
+        with self._unit() if self.backward and not self.stays else contextlib.nullcontext():
+            yield
+
+    def _unit(self) -> BrokenUnit:
+        return BrokenUnit(self)
+
+
+class BrokenUnit(TorchDispatchMode):
+    """The part of a device that computes one operator, broken: no state of the program shows it."""
+
+    def __init__(self, fault: BrokenDevice) -> None:
+        super().__init__()
+        self._fault = fault
+        self._calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        if str(func) == self._fault.operator:
+            self._calls += 1
+            due = self._calls - 1 - self._fault.call
+            if due >= 0 if self._fault.stays else due == 0:
+                flat = result.view(-1)
+                flat[self._fault.element % flat.numel()] = self._fault.value
+        return result
+
+
+@dataclass(frozen=True, kw_only=True)
 class LargeLoss(Fault):
     """The loss is multiplied by `factor`, and finite still."""
 
@@ -312,3 +423,42 @@ class inject:  # noqa: N801 - reads as a verb
     def scaler_overflow(*, rank: int, step: int, factor: float = 1e30) -> LargeLoss:
         """The loss is finite, and not any more when a GradScaler multiplies it by its scale: no fault."""
         return LargeLoss(rank=rank, step=step, factor=factor)
+
+    @staticmethod
+    def distance_of_zero(*, rank: int, step: int) -> ZeroDistance:
+        """A length that is part of the loss is the root of 0: finite, and its gradient is not."""
+        return ZeroDistance(rank=rank, step=step)
+
+    @staticmethod
+    def gradient_divided_by_zero(*, step: int, parameter: str) -> DividedGradient:
+        """The reduced gradient is divided by its own length, which is 0, on every rank."""
+        return DividedGradient(rank=EVERY_RANK, step=step, parameter=parameter)
+
+    @staticmethod
+    def vanishing_epsilon(*, step: int, eps: float = 1e-8) -> VanishingEpsilon:
+        """The eps of an optimizer in half precision rounds to 0, on every rank."""
+        return VanishingEpsilon(rank=EVERY_RANK, step=step, eps=eps)
+
+    @staticmethod
+    def broken_device(
+        *,
+        rank: int,
+        step: int,
+        operator: str,
+        element: int = 0,
+        value: float = float("nan"),
+        call: int = 0,
+        stays: bool = False,
+        backward: bool = False,
+    ) -> BrokenDevice:
+        """A device gives a wrong result of one operator, whatever the program: once, or from now on."""
+        return BrokenDevice(
+            rank=rank,
+            step=step,
+            operator=operator,
+            element=element,
+            value=value,
+            call=call,
+            stays=stays,
+            backward=backward,
+        )

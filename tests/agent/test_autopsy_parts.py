@@ -94,6 +94,10 @@ def test_kinds_and_ranges_of_values():
     }
     assert described(torch.tensor([3, 5]))["max"] == 5.0
     assert described(torch.empty(0)) == {"dtype": "float32", "shape": [0], "nonfinite": 0}
+    masked = torch.tensor([[1.0, -math.inf], [-math.inf, -math.inf]])
+    assert described(masked, 1) == {**described(masked), "empty_rows": 1}
+    assert described(masked, 0)["empty_rows"] == 1
+    assert described(masked[:1], -1)["empty_rows"] == 0
     assert described(math.nan) == {"dtype": "float", "shape": [], "nonfinite": 1}
 
 

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwatch.agent.probe.autopsy.evidence import (
     Evidence,
@@ -110,6 +112,42 @@ def test_graphs():
         verdict = Verdict()
         compare_graphs(Evidence(graph=evidence), graph, verdict)
         assert verdict.as_fields()["faithful"] is faithful
+
+
+class Watching(TorchDispatchMode):
+    """Watches as a replay does, and changes nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        del types
+        return func(*args, **(kwargs or {}))
+
+
+def ctc(values):
+    lengths = torch.full((2,), 6), torch.full((2,), 1)
+    return functional.ctc_loss(values.log_softmax(-1), torch.ones(2, 1, dtype=torch.long), *lengths)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda values: values.transpose(0, 1).reshape(-1, 4) * 2,
+        lambda values: values @ values.transpose(1, 2),
+        lambda values: values[:, None] @ torch.ones(4, 4),
+        nn.TransformerEncoderLayer(4, 2, 8),
+        nn.LSTM(4, 3),
+        ctc,
+    ],
+    ids=["reshape", "product", "product with more dimensions", "transformer", "LSTM", "CTC"],
+)
+def test_a_graph_is_the_same_while_it_is_watched(function):
+    def first(values):
+        result = function(values)
+        return result[0] if isinstance(result, tuple) else result
+
+    values = torch.ones(6, 2, 4, requires_grad=True)
+    plain = graph_of(first, values)
+    with Watching():
+        assert graph_of(first, values) == plain
 
 
 def test_an_output_of_which_another_one_was_made_is_no_entrance():

@@ -73,7 +73,7 @@ def test_a_bare_head_is_looked_at_also_when_its_tensors_are_swapped(tmp_path):
     assert [one["wrapper"] for one in of_kind(records, "model")] == ["DistributedDataParallel", ""]
     first = of_kind(records, "nonfinite")[0]
     # The hook of the other one has gone with the tensor that it was swapped with.
-    assert [one["parameter"] for one in first["gradients"]] == ["bias"]
+    assert [one["parameter"] for one in first["gradients"]] == ["head.bias"]
     assert (first["root"], first["step"], first["source"]) == (1, 3, "gradient")
 
 

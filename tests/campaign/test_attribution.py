@@ -29,6 +29,8 @@ RIGHT = {
     "origins": [{"rank": 1}],
 }
 OTHER_OPERATOR = {**RIGHT, "first": {"rank": 1, "operator": "aten.div.Tensor"}}
+BROKEN = {"rank": 1, "step": 12, "judgement": "transient", "found": True}
+ACCUSED = {**RIGHT, "judgement": "transient", "likely": [{"kind": "bad_data"}, {"kind": "device"}]}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,11 @@ OTHER_OPERATOR = {**RIGHT, "first": {"rank": 1, "operator": "aten.div.Tensor"}}
         (EXPECTED, [{**RIGHT, "cause": "loss"}], False),
         # Outside of the case's own steps.
         (EXPECTED, [{**RIGHT, "step": 25}], False),
+        # A device is found where it is broken, and is accused nowhere else.
+        (BROKEN, [ACCUSED], True),
+        (BROKEN, [{**ACCUSED, "likely": [{"kind": "bad_data"}]}], False),
+        (BROKEN, [{**ACCUSED, "judgement": "not_reproduced"}], False),
+        (EXPECTED, [ACCUSED], False),
         (None, [], True),
         (None, [RIGHT], False),
         (None, [{**RIGHT, "step": 25}], True),

@@ -168,7 +168,12 @@ def test_one_rank_of_several_does_not_explode_by_the_learning_rate():
 
 NORM = [obs.OperatorInput("float32", (4, 8), -2.0, 2.0, 0), obs.OperatorInput("float32", (8,), 1.0, 1.0, 0)]
 EPS = obs.OperatorInput("float", (), 1e-5, 1e-5, 0)
+MASKED = obs.OperatorInput("float32", (4, 8), -2.0, 2.0, 6)
 CONSTANTS = [
+    # A mask leaves something in each row, or it does not; and that may not be known.
+    ("aten._softmax.default", [replace(MASKED, empty_rows=0)], LikelyKind.UNKNOWN),
+    ("aten._softmax.default", [replace(MASKED, empty_rows=1)], LikelyKind.SATURATION),
+    ("aten._softmax.default", [MASKED], LikelyKind.SATURATION),
     # A scale of ones, and an epsilon, are no input without spread.
     ("aten.native_layer_norm.default", [*NORM, EPS], LikelyKind.UNKNOWN),
     ("aten.native_layer_norm.default", [replace(NORM[0], min=3.0, max=3.0), EPS], LikelyKind.SATURATION),

@@ -86,6 +86,14 @@ def test_weights_that_were_found_bad_are_no_updates_fault():
     assert document.incident(incident).first.gradient == "head.bias"
 
 
+def test_the_gradient_that_arrived_first_is_that_of_the_step_before_which_one_ranks_weights_were_found_bad():
+    told = Told().hellos(2).tell(*told_of(0, 9, reduced(9)))
+    found = bad_weights(8, None, "emb.weight", step=9, model_step=9, finite_step=4)
+    told.tell(*told_of(1, 10, found, *(after(at, "emb.weight", model_step=at) for at in (9, 10))))
+    first = document.incident(told.incident).first
+    assert (first.rank, first.step, first.parameter, first.gradient) == (1, 9, "emb.weight", "head.bias")
+
+
 def test_weights_that_no_look_had_found_before():
     """Only the bad round tells of them."""
     told = on_all(2, 9, after(9, "emb.weight", "head.bias", weights_finite_step=6, bad_weights_total=2))

@@ -72,6 +72,37 @@ class Breakable(nn.Module):
         return self.head(self.blocks(self.norm(self.embed(values))).mean(1))
 
 
+class Masked(Breakable):
+    """(batch, length, WIDTH) and a mask to be added to scores -> (batch, CLASSES), the first not allowed."""
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        attended = (values @ values.transpose(1, 2) / WIDTH + mask).softmax(-1) @ values
+        not_allowed = torch.zeros(CLASSES).index_fill(0, torch.tensor([0]), float("-inf"))
+        return super().forward(values + attended) + not_allowed
+
+
+class Distance(nn.Module):
+    def forward(self, difference: torch.Tensor) -> torch.Tensor:
+        return difference.square().sum(-1).sqrt()
+
+
+class LossInside(Breakable):
+    """(batch, length, WIDTH) -> (batch, CLASSES), and the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.distance = Distance()
+
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = super().forward(values)
+        return scores, scores.square().mean() + 0.01 * self.distance(scores).mean()
+
+
+def causal_mask(length: int) -> torch.Tensor:
+    """(length, length): 0, and -Inf above the diagonal."""
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
 # DDP reads the annotations, so they are evaluated in this file.
 def sum_then_divide(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """A comm hook that averages by a sum which it divides when it may have overflown already."""

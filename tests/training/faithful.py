@@ -214,6 +214,13 @@ class Plain(Net):
         return torch.tanh(values) * len(self.names["sizes"])
 
 
+class Reshaped(Plain):
+    """Its operators have another name while a replay watches them."""
+
+    def between(self, values):
+        return super().between(values.reshape(8, -1, WIDTH)).reshape(-1, WIDTH)
+
+
 class Quiet(Net):
     """Its output is bad as a whole if one element is."""
 
@@ -316,6 +323,7 @@ _ONCE_MORE: dict[str, Any] = {
 CASES = {
     "broken_forward": Case(forward=lambda: Broken("aten.addmm"), **_FOUND),
     "broken_backward": Case(backward=lambda: Broken("aten.mm"), **_FOUND),
+    "broken_reshaped": Case(Reshaped, backward=lambda: Broken("aten.mm"), **_FOUND),
     "broken_norm": Case(backward=lambda: Broken("aten.tanh_backward"), **_FOUND),
     "stays_broken_forward": Case(
         both=lambda: Broken("aten.addmm", **_ALWAYS), operator="addmm", **_ONCE_MORE,

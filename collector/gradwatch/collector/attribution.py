@@ -99,8 +99,9 @@ def _of_weights(
     # An update that is known is the reason of what others only found.
     origins = tuple(sorted(seen, key=lambda one: (one.kind is not Kind.UPDATE, *position(one), one.rank)))
     first = origins[0]
-    arrived = evidence.earliest.get(first.rank)
-    if first.gradient is None and arrived is not None:
+    # Of the step before which they were found bad: its round is a later one.
+    arrived = evidence.earliest.get(first.rank) or evidence.later.get(first.rank)
+    if first.gradient is None and arrived is not None and arrived.step == first.step:
         first = replace(first, gradient=arrived.gradient)
         origins = (first, *origins[1:])
     cause = Cause.UPDATE if first.kind is Kind.UPDATE else Cause.PARAMETER

@@ -302,7 +302,8 @@ def _saturation(case: Case) -> Guess | None:
     tensors = [one for one in operator.inputs if not one.is_number]
     forward = name.removesuffix("_data").removesuffix("_backward")
     if forward in _NORMALISING:
-        masked = any(one.nonfinite for one in tensors)
+        # A mask leaves infinities in most rows, and a finite element in each.
+        masked = any(one.nonfinite if one.empty_rows is None else one.empty_rows for one in tensors)
         # Beside what is normalised there are a scale, a shift and, on the way back, the gradient.
         place = 0 if forward == name else 1
         flat = any(one.min is not None and one.min == one.max for one in tensors[place : place + 1])

@@ -342,6 +342,7 @@ class OperatorInput:
     Attributes:
         min: of its finite elements, like `max`.
         nonfinite: how many elements are not.
+        empty_rows: of what is normalised, how many of its rows have no finite element.
     """
 
     dtype: str
@@ -349,6 +350,7 @@ class OperatorInput:
     min: float | None
     max: float | None
     nonfinite: int
+    empty_rows: int | None = None
 
     @property
     def is_number(self) -> bool:

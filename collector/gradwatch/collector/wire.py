@@ -387,6 +387,7 @@ def _autopsy(message: pb.Autopsy, drops: list[DropReason]) -> obs.Autopsy:
                 min=_known(one, "min"),
                 max=_known(one, "max"),
                 nonfinite=one.nonfinite,
+                empty_rows=_known(one, "empty_rows"),
             )
             for one in message.inputs
         ),

@@ -7,6 +7,7 @@ attached to them, and no method of theirs is called.
 from __future__ import annotations
 
 import gc
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def names_of(
-    optimizers: Sequence[Any], parameters: Sequence[torch.Tensor], said: Iterable[torch.nn.Module]
+    optimizers: Sequence[Any],
+    parameters: Sequence[torch.Tensor],
+    said: Iterable[torch.nn.Module],
+    *,
+    beside: bool = False,
 ) -> Names:
     """Name parameters.
 
@@ -28,6 +33,7 @@ def names_of(
         optimizers: that are given them.
         parameters: theirs.
         said: modules that the script has named; others are looked for only if these are not all.
+        beside: other models have names of their own, so that of a single module is said, too.
     """
     missing = {id(parameter) for parameter in parameters}
     roots = [module for module in said if _take(module, missing)]
@@ -35,12 +41,12 @@ def names_of(
         found = sorted(_outermost_modules(), key=lambda module: _rank(module, missing))
         roots += [module for module in found if _take(module, missing)]
     classes = _classes(roots)
-    labels = _labels(roots, classes)
+    labels = _labels(roots, classes) if beside or len(roots) > 1 else ()
     infos: dict[int, ParameterInfo] = {}
-    for root, label in zip(roots, labels, strict=True):
+    for root, label in itertools.zip_longest(roots, labels):
         owned = _parameters_of(root)
         for parameter, info in name_parameters(root, [one for one in parameters if id(one) in owned]):
-            infos.setdefault(id(parameter), _below(label, info) if len(roots) > 1 else info)
+            infos.setdefault(id(parameter), info if label is None else _below(label, info))
     for parameter, info in _by_place(optimizers):
         infos.setdefault(id(parameter), info)
     unnamed = ParameterInfo("<unknown>", "", "", (), "")
@@ -115,8 +121,8 @@ def _classes(modules: Sequence[torch.nn.Module]) -> list[str]:
 
 
 def _labels(modules: Sequence[torch.nn.Module], classes: Sequence[str]) -> list[str]:
-    """What stands before the names of several modules' parameters: the script's variable, else the class."""
-    names = names_of_variables(modules) if len(modules) > 1 else {}
+    """What stands before the names of modules' parameters: the script's variable, else the class."""
+    names = names_of_variables(modules)
     return [names.get(id(module), label) for module, label in zip(modules, classes, strict=True)]
 
 

@@ -44,10 +44,17 @@ class UnownedModel(SingleModel):
         super().__init__(*args, **kwargs)
         # A weak reference to a parameter would be in the way of `torch.utils.swap_tensors`.
         self._parameters = []
+<<<<<<< HEAD
         self.held_by(optimizers)
 
     def held_by(self, optimizers: Sequence[Any]) -> None:
         """The parameters are in these optimizers now."""
+=======
+        self.follow(optimizers)
+
+    def follow(self, optimizers: Sequence[Any]) -> None:
+        """These are given its parameters now."""
+>>>>>>> h5
         self._optimizers = [weakref.ref(one) for one in optimizers]
 
     def parameters(self) -> list[torch.Tensor]:
@@ -190,7 +197,11 @@ class UnownedWatch:
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
         if self.model is not None and ids == self.model.parameter_ids:
+<<<<<<< HEAD
             self.model.held_by(optimizers)
+=======
+            self.model.follow(optimizers)
+>>>>>>> h5
             return
         self._drop()
         if not parameters:
@@ -201,7 +212,7 @@ class UnownedWatch:
         self.model = UnownedModel(
             optimizers,
             self._watcher,
-            names_of(optimizers, parameters, ()),
+            names_of(optimizers, parameters, (), beside=True),
             {one: key for one, (key, _) in self._hooks.items()},
             device=device,
             root=self._watcher.models_told,
@@ -222,7 +233,7 @@ class UnownedWatch:
         missed = [one for one in self._unowned([optimizer]) if id(one) not in self._hooks]
         if not missed:
             return
-        names = [info.name for _, info in names_of([optimizer], missed, ()).parameters]
+        names = [info.name for _, info in names_of([optimizer], missed, (), beside=True).parameters]
         listed = ", ".join(names[:_NAMED]) + (
             f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         )

@@ -1222,12 +1222,15 @@ class OperatorInput(google.protobuf.message.Message):
     MIN_FIELD_NUMBER: builtins.int
     MAX_FIELD_NUMBER: builtins.int
     NONFINITE_FIELD_NUMBER: builtins.int
+    EMPTY_ROWS_FIELD_NUMBER: builtins.int
     dtype: builtins.str
     min: builtins.float
     """of its finite elements"""
     max: builtins.float
     nonfinite: builtins.int
     """how many elements are not"""
+    empty_rows: builtins.int
+    """Of what is normalised: how many of its rows have no finite element at all, as one that is masked as a whole."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -1238,9 +1241,12 @@ class OperatorInput(google.protobuf.message.Message):
         min: builtins.float | None = ...,
         max: builtins.float | None = ...,
         nonfinite: builtins.int = ...,
+        empty_rows: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max", b"_max", "_min", b"_min", "dtype", b"dtype", "max", b"max", "min", b"min", "nonfinite", b"nonfinite", "shape", b"shape"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_empty_rows", b"_empty_rows", "_max", b"_max", "_min", b"_min", "empty_rows", b"empty_rows", "max", b"max", "min", b"min"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_empty_rows", b"_empty_rows", "_max", b"_max", "_min", b"_min", "dtype", b"dtype", "empty_rows", b"empty_rows", "max", b"max", "min", b"min", "nonfinite", b"nonfinite", "shape", b"shape"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_empty_rows", b"_empty_rows"]) -> typing.Literal["empty_rows"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max", b"_max"]) -> typing.Literal["max"] | None: ...
     @typing.overload

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     # What was bad of an operator's tensors, the kinds of its numbers, and descriptions of all.
     _Taken: TypeAlias = "tuple[tuple[Source, ...], Kinds, list[dict[str, Any]]]"
 
+# They take the dimension along which they normalise second.
+_OF_ROWS = {"_softmax", "_log_softmax"}
 _COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "_dtensor"})
 # What they give is memory as it happens to be.
 _UNINITIALISED = frozenset(
@@ -140,7 +142,8 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
         went_in = [one for one, writes in inputs if not (writes and overwrites)]
         self._mind(str(func), written)
         # What is changed in place cannot be looked at afterwards.
-        before = self._looked_at(went_in) if written else None
+        rows = args[1] if name in _OF_ROWS and len(args) > 1 else None
+        before = self._looked_at(went_in, rows) if written else None
         result = func(*args, **kwargs)
         outputs = written or list(_tensors(result))
         self._note_made(name, inputs, result)
@@ -157,7 +160,7 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kinds = kinds_of(tensor)
             if kinds.any:
                 if event is None:
-                    taken = self._looked_at(went_in) if before is None else before
+                    taken = self._looked_at(went_in, rows) if before is None else before
                     event = self._event(str(func), kinds, taken, place)
                 self._events[key] = _weak(tensor), event
             elif key in self._events and _is_whole(tensor):
@@ -195,8 +198,8 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key not in known or name == "lift_fresh":
                 self._made[key] = _weak(one)
 
-    def _looked_at(self, went_in: Sequence[Any]) -> _Taken:
-        """Inputs as they are now."""
+    def _looked_at(self, went_in: Sequence[Any], rows: int | None) -> _Taken:
+        """Inputs as they are now; `rows`: the dimension along which the operator normalises."""
         bad = tuple(
             source
             for one in went_in
@@ -209,7 +212,7 @@ class Dissection(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not all(source.masked for source in bad):
             # It only carries on what came before.
             return bad, numbers, []
-        return bad, numbers, [described(one) for one in went_in[:_MAX_INPUTS]]
+        return bad, numbers, [described(one, rows) for one in went_in[:_MAX_INPUTS]]
 
     def _event(self, operator: str, kinds: Kinds, taken: _Taken, place: Place) -> Event:
         bad, numbers, inputs = taken

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # What wrappers put around a model's outputs or inputs: a gradient goes through it as it is.
 _WRAPPERS = frozenset({"_DDPSinkBackward", "RegisterPostBackwardFunctionBackward"})
+# While a dispatch mode is on, as in a replay, torch records some operators under another name: `reshape` and
+# all that calls it, such as a product of matrices, is a view then and no alias.
+_SAME = {"ReshapeAliasBackward0": "ViewBackward0", "CtcLossBackward1": "CtcLossBackward0"}
 _LEAF = "AccumulateGrad"
 _COMPILED = "CompiledFunctionBackward"
 
@@ -59,7 +62,8 @@ def digest_of(edges: Sequence[tuple[Any, int]], inputs: Iterable[torch.Tensor]) 
 
     digest = hashlib.sha256(" ".join(map(named, edges)).encode())
     for node in todo:  # it grows meanwhile
-        digest.update(f"\n{node.name()} {' '.join(map(named, node.next_functions))}".encode())
+        name = _SAME.get(node.name(), node.name())
+        digest.update(f"\n{name} {' '.join(map(named, node.next_functions))}".encode())
     return digest.hexdigest() if todo else ""
 
 

@@ -65,8 +65,13 @@ def kinds_of(value: Any) -> Kinds:
     return Kinds(positive=high == math.inf, negative=low == -math.inf)
 
 
-def described(value: Any) -> dict[str, Any]:
-    """The `OperatorInput` message of a tensor or a number, in its JSON mapping."""
+def described(value: Any, rows: int | None = None) -> dict[str, Any]:
+    """The `OperatorInput` message of a tensor or a number, in its JSON mapping.
+
+    Args:
+        value: what went in.
+        rows: the dimension along which its rows are normalised; None where they are not.
+    """
     if not isinstance(value, torch.Tensor):
         number = float(value)
         finite = math.isfinite(number)
@@ -82,9 +87,11 @@ def described(value: Any) -> dict[str, Any]:
     ):
         return told
     if values.is_floating_point():
-        finite_ones = values[torch.isfinite(values)]
-        told["nonfinite"] = values.numel() - finite_ones.numel()
-        values = finite_ones
+        are_finite = torch.isfinite(values)
+        told["nonfinite"] = values.numel() - int(are_finite.sum())
+        if rows is not None:
+            told["empty_rows"] = int((~are_finite.any(rows)).sum())
+        values = values[are_finite]
     if values.numel():
         low, high = values.aminmax()
         told |= {"min": float(low), "max": float(high)}
