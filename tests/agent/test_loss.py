@@ -104,6 +104,13 @@ def test_inputs_are_told_in_the_order_in_which_the_operator_takes_them():
     assert [one["max"] for one in made_by([loss.grad_fn])["inputs"]] == [4.0, 0.0]
 
 
+def test_what_a_division_was_given_first_is_not_known_and_keeps_its_place():
+    loss = (output(2) / torch.zeros(2)).sum()
+    first, second = made_by([loss.grad_fn])["inputs"]
+    assert "min" not in first
+    assert (second["min"], second["max"]) == (0.0, 0.0)
+
+
 def test_a_finite_loss_has_no_maker():
     told = made_by([functional.mse_loss(output(3), torch.zeros(3)).grad_fn])
     assert "operator" not in told

@@ -604,3 +604,58 @@ def test_a_nan_of_the_recorder_is_read_back_from_the_store():
     body = json.loads(tables.event_row(event)["body"])
     assert body["steps"][-1]["magnitudes"] == ["NaN"]
     assert repr(TypeAdapter(obs.Flight).validate_python(body)) == repr(course)
+
+
+HALF = obs.OperatorInput("float16", (8, 8), -563.0, 521.0, 0)
+NEGATIVE = obs.OperatorInput("float32", (4,), -0.99, -0.2, 0)
+
+# What an operator was given and gave, and what is likely then.
+BY_RANGE = [
+    ("aten.bmm.default", [HALF, HALF], obs.Value.POSITIVE_INFINITY, LikelyKind.PRECISION),
+    ("aten.mul.Tensor", [HALF, HALF], obs.Value.NEGATIVE_INFINITY, LikelyKind.PRECISION),
+    (
+        "aten.bmm.default",
+        [replace(HALF, dtype="float32")] * 2,
+        obs.Value.POSITIVE_INFINITY,
+        LikelyKind.UNKNOWN,
+    ),
+    ("aten.bmm.default", [HALF, HALF], obs.Value.NAN, LikelyKind.UNKNOWN),
+    ("aten.bmm.default", [replace(HALF, nonfinite=1), HALF], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+    ("aten.pow.Tensor_Scalar", [NEGATIVE], obs.Value.NAN, LikelyKind.DOMAIN),
+    ("aten.pow.Tensor_Scalar", [NEGATIVE], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+]
+
+
+@pytest.mark.parametrize(("name", "inputs", "value", "kind"), BY_RANGE)
+def test_what_the_range_of_the_input_makes_likely(name, inputs, value, kind):
+    found = replace(
+        autopsy(1, 5, obs.Replay.REPRODUCED), operator=name, inputs=tuple(inputs), value=value, module=None
+    )
+    told = Told().hellos(2).tell(*told_of(1, 5, nonfinite(5, phase=obs.Phase.FORWARD), found), *told_of(0, 5))
+    assert told.incident.verdict.likely[0].kind is kind
+
+
+def test_a_buffer_that_was_bad_is_told_instead_of_an_operator():
+    missing = ("no operator is named: buffer 1.running_var of the model is not finite",)
+    found = replace(
+        autopsy(1, 5, obs.Replay.REPRODUCED), operator=None, source=None, code=None, missing=missing
+    )
+    told = Told().hellos(2).tell(*told_of(1, 5, nonfinite(5, phase=obs.Phase.FORWARD), found), *told_of(0, 5))
+    assert "Buffer 1.running_var of the model is not finite." in told.incident.verdict.sentences
+
+
+@pytest.mark.parametrize(
+    ("evidence", "says", "kind"),
+    [
+        (obs.UpdateEvidence.LEARNING_RATE, "The learning rate was NaN", LikelyKind.HYPERPARAMETERS),
+        (obs.UpdateEvidence.SEEN, "look at what the optimizer computes", LikelyKind.UNKNOWN),
+    ],
+)
+def test_an_update_by_a_rate_that_is_no_number_or_seen_to_do_it(evidence, says, kind):
+    rate = math.nan if evidence is obs.UpdateEvidence.LEARNING_RATE else 0.1
+    body = replace(bad_weights(5, evidence), optimizer="SGD", learning_rate=rate, finite_step=5)
+    told = Told().hellos(2).tell(*told_of(0, 5, body), *told_of(1, 5, body))
+    verdict = told.incident.verdict
+    assert verdict.cause is Cause.UPDATE
+    assert says in " ".join(verdict.sentences)
+    assert verdict.likely[0].kind is kind

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gradwatch.collector.model import Sighting
+    from gradwatch.collector.observations import OperatorInput
 
 _PHASES = {
     Phase.INPUT: "The batch that it was given was not finite: bad data.",
@@ -56,11 +57,8 @@ def what_it_was(first: Sighting) -> tuple[str, ...]:
     where = f" in {operator.module}" if operator.module else ""
     line = "" if operator.source is None else f", called from {operator.source}"
     code = "" if operator.code is None else f" ({operator.code:.80})"
-    ranges = [
-        f"{one.min:.3g}" if one.min == one.max else f"{one.min:.3g} to {one.max:.3g}"
-        for one in operator.inputs
-        if one.min is not None and one.max is not None and not one.is_number
-    ]
+    ranges = [_range_of(one) for one in operator.inputs if not one.is_number]
+    ranges = [one for one in ranges if one]
     inputs = f" It was given {listed(ranges)}." if ranges else ""
     which = _PASSES.get(operator.phase, "the forward pass")
     if operator.phase is Phase.BACKWARD and _is_unwrapped(first):
@@ -80,6 +78,15 @@ def what_it_was(first: Sighting) -> tuple[str, ...]:
         f"{before}{operator.name}{where} made it in {which}{line}{code}.{inputs}",
         *_of_loss(first),
     )
+
+
+def _range_of(one: OperatorInput) -> str:
+    """Of a tensor's elements; "" when nothing is known of them."""
+    others = f"{one.nonfinite} infinite or NaN" if one.nonfinite else ""
+    if one.min is None or one.max is None:
+        return others
+    finite = f"{one.min:.3g}" if one.min == one.max else f"{one.min:.3g} to {one.max:.3g}"
+    return f"{finite} (and {others})" if others else finite
 
 
 def _why_unnamed(first: Sighting) -> tuple[str, ...]:

@@ -166,6 +166,7 @@ class UpdateEvidence(str, enum.Enum):
     STATE = "state"  # the optimizer's state is bad
     EPSILON = "epsilon"  # a second moment of 0, and an eps that is 0 in that dtype
     LEARNING_RATE = "learning_rate"  # it was not finite
+    SEEN = "seen"  # the weights were finite right before the update, and bad right after it
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ _EVIDENCE = {
     UpdateEvidence.STATE: "Its gradients were finite, and the optimizer's state was not.",
     UpdateEvidence.EPSILON: "Elements have a second moment of 0, and the optimizer's eps{eps} is 0 in their "
     "dtype: it divides by 0.",
+    UpdateEvidence.SEEN: "Weights and gradients were finite right before the update, and the weights were "
+    "not right after it: look at what the optimizer computes.",
     UpdateEvidence.LEARNING_RATE: "The learning rate was {rate}: look at the schedule that gave it.",
 }
 

@@ -62,6 +62,7 @@ _UPDATES: Mapping[int, obs.UpdateEvidence] = {
     pb.UPDATE_EVIDENCE_STATE: obs.UpdateEvidence.STATE,
     pb.UPDATE_EVIDENCE_EPSILON: obs.UpdateEvidence.EPSILON,
     pb.UPDATE_EVIDENCE_LEARNING_RATE: obs.UpdateEvidence.LEARNING_RATE,
+    pb.UPDATE_EVIDENCE_SEEN: obs.UpdateEvidence.SEEN,
 }
 _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source in obs.StepSource}
 

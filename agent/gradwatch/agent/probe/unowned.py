@@ -44,17 +44,10 @@ class UnownedModel(SingleModel):
         super().__init__(*args, **kwargs)
         # A weak reference to a parameter would be in the way of `torch.utils.swap_tensors`.
         self._parameters = []
-<<<<<<< HEAD
         self.held_by(optimizers)
 
     def held_by(self, optimizers: Sequence[Any]) -> None:
         """The parameters are in these optimizers now."""
-=======
-        self.follow(optimizers)
-
-    def follow(self, optimizers: Sequence[Any]) -> None:
-        """These are given its parameters now."""
->>>>>>> h5
         self._optimizers = [weakref.ref(one) for one in optimizers]
 
     def parameters(self) -> list[torch.Tensor]:
@@ -197,11 +190,7 @@ class UnownedWatch:
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
         if self.model is not None and ids == self.model.parameter_ids:
-<<<<<<< HEAD
             self.model.held_by(optimizers)
-=======
-            self.model.follow(optimizers)
->>>>>>> h5
             return
         self._drop()
         if not parameters:

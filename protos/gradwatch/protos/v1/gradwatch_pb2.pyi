@@ -89,6 +89,8 @@ class _UpdateEvidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     """a second moment of 0, and an eps that is 0 in that dtype"""
     UPDATE_EVIDENCE_LEARNING_RATE: _UpdateEvidence.ValueType  # 4
     """the learning rate was not finite"""
+    UPDATE_EVIDENCE_SEEN: _UpdateEvidence.ValueType  # 5
+    """the weights were seen finite right before the update, and bad right after it"""
 
 class UpdateEvidence(_UpdateEvidence, metaclass=_UpdateEvidenceEnumTypeWrapper):
     """What shows that an update made weights bad."""
@@ -103,6 +105,8 @@ UPDATE_EVIDENCE_EPSILON: UpdateEvidence.ValueType  # 3
 """a second moment of 0, and an eps that is 0 in that dtype"""
 UPDATE_EVIDENCE_LEARNING_RATE: UpdateEvidence.ValueType  # 4
 """the learning rate was not finite"""
+UPDATE_EVIDENCE_SEEN: UpdateEvidence.ValueType  # 5
+"""the weights were seen finite right before the update, and bad right after it"""
 Global___UpdateEvidence: typing_extensions.TypeAlias = UpdateEvidence
 
 class _Replay:

@@ -18,8 +18,8 @@ from gradwatch.agent.probe import scan
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-GRADIENTS, STATE, EPSILON, LEARNING_RATE = (
-    f"UPDATE_EVIDENCE_{name}" for name in ("GRADIENTS", "STATE", "EPSILON", "LEARNING_RATE")
+GRADIENTS, STATE, EPSILON, LEARNING_RATE, SEEN = (
+    f"UPDATE_EVIDENCE_{name}" for name in ("GRADIENTS", "STATE", "EPSILON", "LEARNING_RATE", "SEEN")
 )
 # Second moments, under the names that torch's optimizers give them: they are divided by.
 _SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "acc_delta")

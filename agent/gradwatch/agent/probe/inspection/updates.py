@@ -110,6 +110,8 @@ class Updates:
 
     def _look_at(self, model: WatchedModel, optimizer: Any) -> None:
         model.taken_bad = False
+        if model.attempts.count == 0:
+            self._watcher.weights.first_update_begins(model)
         if model.bad_round is not None or (model.reduces and not model.taken.known):
             model.weights.tainted = True
         if model.unreduced:

@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import scan
-from gradwatch.agent.probe.inspection.optimizer_evidence import evidence_in, group_of, settings_of
+from gradwatch.agent.probe.inspection.optimizer_evidence import (
+    SEEN,
+    Evidence,
+    evidence_in,
+    group_of,
+    settings_of,
+)
 from gradwatch.agent.probe.message import GRADIENTS_PER_RECORD, bad_gradient
 
 if TYPE_CHECKING:
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from gradwatch.agent.probe.inspection.optimizer_evidence import Evidence
     from gradwatch.agent.probe.model import WatchedModel
     from gradwatch.agent.probe.rounds import BadGradient, BucketFindings, Moment
     from gradwatch.agent.probe.watcher import Watcher
@@ -130,6 +135,10 @@ class WeightsWatch:
             facts["model_step"] = findings.moment.model_step
         self._guarded(lambda: facts.update(self._facts(model, findings)))
         return facts
+
+    def first_update_begins(self, model: WatchedModel) -> None:
+        """The optimizer is about to take the model's gradients for the first time. Never raises."""
+        self._guarded(lambda: self._look(model))
 
     def updated(self, model: WatchedModel, optimizers: Iterable[Any], *, first: bool) -> None:
         """An attempt of an update of a model's weights is over. Never raises.
@@ -262,7 +271,17 @@ class WeightsWatch:
         bad = [one.parameter for one in state.bad]
         known = self._watcher.updates.optimizers_of(model) if optimizers is None else optimizers
         found = (evidence_in(optimizer, bad) for optimizer in known)
-        return next((one for one in found if one is not None), None)
+        evidence = next((one for one in found if one is not None), None)
+        if (
+            evidence is None
+            and optimizers
+            and state.updates == 1
+            and state.finite_step == self._watcher.clock.step
+        ):
+            # Looked at right before this update and right after it.
+            settings = settings_of(optimizers[0], group_of(optimizers[0], bad[0]))
+            return Evidence(SEEN, settings)
+        return evidence
 
     # ------------------------------------------------------------------ what is told
 

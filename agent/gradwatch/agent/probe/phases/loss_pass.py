@@ -200,8 +200,8 @@ def completed(
         return {**told, "missing": missing}
     (suspect,) = facts.suspects
     missing.append(
-        f"it was not seen but inferred: of the operators of the loss only {suspect} has a derivative that is "
-        "not finite everywhere; its line is not known"
+        f"it was not seen but inferred: of the operators of the loss only {suspect} can be finite with a "
+        "derivative that is not; its line is not known"
     )
     began = "PHASE_BACKWARD" if alone else "PHASE_LOSS"
     return {**told, "phase": began, "operator": suspect, "missing": missing}
