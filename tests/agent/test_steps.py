@@ -11,6 +11,7 @@ import torch
 from gradwatch.agent.probe.steps import Attempts, StepClock
 from tests.ranks import run_ranks
 from tests.training.dry_steps import STEPS
+from tests.training.own_optimizer import BAD_STEP
 
 
 class FakeAttempt:
@@ -182,3 +183,17 @@ def test_a_step_that_only_makes_an_optimizers_state_is_none(tmp_path):
     assert {(Path(save["path"]).name, save["step"]) for save in saves} == {
         (f"step-{step}", step) for step in range(1, STEPS + 1)
     }
+
+
+def test_updates_by_an_optimizer_that_is_none_of_torchs_show_by_the_weights(tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    results = run_ranks("tests.training.own_optimizer", 2, spool=spool)
+    assert not any("gradwatch:" in result.output for result in results), results[0].output
+    journals = sorted(spool.glob("rank*.jsonl"))
+    records = [[json.loads(line) for line in journal.read_text().splitlines()] for journal in journals]
+    found = [[record["nonfinite"] for record in rank if "nonfinite" in record] for rank in records]
+    first = next(one for one in found[1] if one["source"] == "ddp-bucket")
+    assert (first["step"], first["model_step"], first["round"]) == (BAD_STEP, BAD_STEP, 2 * BAD_STEP)
+    # The other rank's second pass adds to what the first one's reduction gave.
+    assert (found[0][0]["step"], found[0][0]["round"]) == (BAD_STEP, 2 * BAD_STEP + 1)

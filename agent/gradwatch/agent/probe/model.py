@@ -167,6 +167,7 @@ class WatchedModel:
         self._pass: Pass | None = None
         self._replicas = ReplicaCheck(watcher.settings.replica_check_every, self._new_event)
         self._weights_before = self._weights_now()
+        self._weights_at_round: tuple[int, ...] | None = None
 
     def number(self, root: int) -> None:
         """Its ordinal among the models of the process, as long as it has not been told of."""
@@ -298,9 +299,19 @@ class WatchedModel:
 
     def _new_round(self) -> None:
         """Gradients come that no optimizer has taken yet."""
+        if not self._watcher.clock.attempts:
+            self._count_unseen_update()
         self.attempts.new_round()
         self._watcher.new_round(self)
         self._let_go()
+
+    def _count_unseen_update(self) -> None:
+        """An optimizer that is none of torch's says nothing when it steps: the weights show it."""
+        now = self._weights_now()
+        if self._weights_at_round not in (None, now):
+            self.attempts.count += 1
+            self._watcher.updated_unseen(self)
+        self._weights_at_round = now
 
     def _check_replicas(self, moment: Moment) -> None:
         """Before the update, parameters are as the last one left them: the same on every rank."""

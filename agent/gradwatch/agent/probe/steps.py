@@ -1,8 +1,9 @@
 """The step: update attempts, for people.
 
 One attempt is the outermost `step()` of the first watched model's optimizers, or the
-`GradScaler.step` around it, whether or not it then changes the weights. Those of one round are one. The count
-starts at GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else at 0.
+`GradScaler.step` around it, whether or not it then changes the weights. Those of one round are one. Where no
+optimizer of torch's has ever stepped, an update is a change of the weights from one round to the next. The
+count starts at GRADWATCH_RESUME_STEP, else at the `step` in the optimizer's loaded state, else at 0.
 """
 
 from __future__ import annotations
@@ -73,6 +74,10 @@ class StepClock:
     def new_round(self) -> None:
         """A round of the model begins whose optimizers count."""
         self._updates.new_round()
+
+    def updated_unseen(self) -> None:
+        """The weights of the model whose optimizers count have been updated, by none of torch's."""
+        self.step += 1
 
     def follow(self, parameters: Iterable[torch.Tensor]) -> None:
         """Count the optimizer of these parameters: those of the first watched model there is."""

@@ -188,6 +188,11 @@ class Watcher:
         self.updates.forget_models()
         self.unowned.outdated = True
 
+    def updated_unseen(self, model: WatchedModel) -> None:
+        """An update of a model has shown by its weights alone."""
+        if self._models and model is self._models[0]:
+            self.clock.updated_unseen()
+
     def new_round(self, model: WatchedModel) -> None:
         """Gradients of a model come that no optimizer has taken yet."""
         if self._models and model is self._models[0]:
