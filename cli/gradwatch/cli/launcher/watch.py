@@ -207,7 +207,8 @@ def _why_nothing(now: Circumstances) -> str:
     if now.autoloaded:
         return (
             "NOT WATCHED: no rank was watched: torch was imported with gradwatch in it, "
-            "but no process wrapped a model in DistributedDataParallel"
+            "but no process wrapped a model in DistributedDataParallel or fully_shard, "
+            "or gave parameters to an optimizer of torch's"
         )
     if now.autoload_off:
         return (
