@@ -6,7 +6,9 @@ import collections
 import copy
 import functools
 import itertools
+import math
 import random
+import statistics
 import threading
 import time
 import types
@@ -18,8 +20,11 @@ import pytest
 import torch
 from torch import nn
 
+from gradwatch.agent.probe.autopsy.capsule import PYTHON, Capsules, ModelCapsules
+from gradwatch.agent.probe.autopsy.evidence import Evidence
 from gradwatch.agent.probe.autopsy.inventory import StateKeeper, take_inventory
 from gradwatch.agent.probe.autopsy.kept_values import MAX_ELEMENTS
+from gradwatch.agent.probe.autopsy.replay import Case, replay
 
 LEVEL = 1
 SCHEDULE = {"rates": [1, 2]}
@@ -271,3 +276,105 @@ def test_tied_and_shared_modules_are_looked_at_once():
     module.again = module.inner
     inventory = take_inventory(module)
     assert len([one for one in inventory.holders if one.key.startswith("module:")]) == 2
+
+
+# ---------------------------------------------------------------- random numbers of Python's
+
+
+def draws_by_module(values):
+    return values * random.random()
+
+
+def draws_by_method(values):
+    return values * (uniform(0, 1) + drawn())
+
+
+def draws_unseen(values):
+    # The standard library's own code is not looked through.
+    return values * statistics.NormalDist().samples(1)[0]
+
+
+def imports_and_draws(values):
+    from random import gauss
+
+    return values * gauss(0, 1)
+
+
+def draws_none(values):
+    return values * math.pi
+
+
+uniform, drawn = random.uniform, random.random
+
+
+def drawing(function):
+    class Drawing(Outer):
+        def forward(self, values):
+            return function(self.inner(values))
+
+    return Drawing()
+
+
+@pytest.mark.parametrize(
+    ("function", "draws"),
+    [
+        (draws_by_module, True),
+        (draws_by_method, True),
+        (imports_and_draws, True),
+        (random.Random(3).gauss, True),
+        (random.Random(3).random, True),
+        (draws_none, False),
+        # What cannot be known may draw.
+        (reads_time, True),
+    ],
+)
+def test_whether_the_code_draws(function, draws):
+    assert take_inventory(drawing(function)).draws is draws
+
+
+def test_a_method_of_a_generator_goes_on_from_where_it_was():
+    module = drawing(random.Random(3).random)
+    module.thing = random.Random(4).random
+    state = taken(module)
+    now = module.thing()
+    state.restore()
+    assert module.thing() == now
+
+
+def began(capsules):
+    capsule = capsules.begin((), {}, [], None, tuple)
+    capsules.left(capsule, [], fact=True)
+    return capsule
+
+
+def test_the_state_of_the_random_numbers_is_kept_of_models_that_draw():
+    for function, draws in [(draws_by_module, True), (draws_none, False), (reads_time, True)]:
+        module = drawing(function)
+        capsules = ModelCapsules(Capsules(), lambda module=module: module)
+        kept = [began(capsules).rng.python is not None for _ in range(6)]
+        assert kept == [True] * 3 + [draws] * 3, function
+
+
+def test_a_model_that_was_seen_to_draw_has_its_random_numbers_kept():
+    capsules = ModelCapsules(shared := Capsules(), lambda: drawing_none)
+    drawing_none = drawing(draws_none)
+    capsule = capsules.begin((), {}, [], None, tuple)
+    random.random()
+    capsules.left(capsule, [], fact=True)
+    assert capsule.doubts == [], "its state was kept"
+    assert shared.keeps_python
+    assert all(began(capsules).rng.python is not None for _ in range(6))
+
+
+@pytest.mark.parametrize(
+    ("function", "kept", "doubted"),
+    [(draws_unseen, False, True), (draws_unseen, True, False), (draws_none, False, False)],
+)
+def test_a_replay_that_draws_what_was_not_kept_is_doubtful(function, kept, doubted):
+    module, values = drawing(function), torch.ones(2)
+    capsule = Capsules().begin((values,), {}, [values], None, tuple)
+    capsule.rng.python = random.getstate() if kept else None
+    output = module(values)
+    Capsules().entered(capsule, [(0, 0)], [torch.ones_like(output)])
+    case = Case(module, capsule, lambda: list(module.parameters()), False, Evidence(), list(range(2)))
+    assert (PYTHON in replay(case)["doubts"]) is doubted

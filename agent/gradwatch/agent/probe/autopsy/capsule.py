@@ -24,11 +24,12 @@ CAP_BYTES = 64 << 20
 _MIB = 1 << 20
 _HOST = torch.device("cpu")
 NUMPY = "it draws from NumPy's random numbers, whose state was not kept"
-# Passes in which NumPy's random numbers are watched: taking their state is slow.
-_NUMPY_PASSES = 3
+PYTHON = "it draws from Python's random numbers, whose state was not kept"
+# Passes in which Python's and NumPy's random numbers are watched: taking their state is slow.
+_WATCHED_PASSES = 3
 
 
-@dataclass(frozen=True)
+@dataclass
 class RandomState:
     """Of the generators of random numbers.
 
@@ -55,8 +56,7 @@ class RandomState:
         return cls(
             torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            random.getstate(),
-            numpy_state() if numpy else None,
+            numpy=numpy_state() if numpy else None,
         )
 
     def restore(self, device: torch.device) -> None:
@@ -161,10 +161,11 @@ class Capsules:
 
     Attributes:
         keeps_numpy: whether a pass was seen to draw from NumPy's random numbers.
+        keeps_python: likewise from Python's.
     """
 
     def __init__(self, cap_bytes: int = CAP_BYTES) -> None:
-        self.keeps_numpy = False
+        self.keeps_numpy = self.keeps_python = False
         self._cap = cap_bytes
         self._alive: list[weakref.ref[Capsule]] = []
 
@@ -289,7 +290,8 @@ class ModelCapsules:
         self._capsules = capsules
         self._keeper = StateKeeper(module)
         self._begun = 0
-        self._numpy_before: tuple[Any, ...] | None = None
+        # Of Python and NumPy, before a pass that is watched.
+        self._drawn_before: tuple[Any, Any] | None = None
 
     def forget(self) -> None:
         """Keep nothing of the model until its next pass."""
@@ -316,17 +318,24 @@ class ModelCapsules:
         except Exception as error:
             # Whatever a user's objects do when they are looked at: the rest is kept.
             capsule.doubts.append(f"the state of its modules could not be kept ({type(error).__name__})")
-        if self._begun < _NUMPY_PASSES and not self._capsules.keeps_numpy:
+        is_watched = self._begun < _WATCHED_PASSES
+        # Asked now: the state above may have been taken by another inventory than that of the pass before.
+        if capsule.rng is not None and (is_watched or self._capsules.keeps_python or self._keeper.draws):
+            capsule.rng.python = random.getstate()
+        if is_watched:
             self._begun += 1
-            self._numpy_before = numpy_state()
+            self._drawn_before = random.getstate(), None if self._capsules.keeps_numpy else numpy_state()
         return capsule
 
     def left(self, capsule: Capsule, tensors: Sequence[torch.Tensor], fact: object) -> None:
         """See `Capsules.left`."""
-        before, self._numpy_before = self._numpy_before, None
-        if before is not None and before != numpy_state():
-            self._capsules.keeps_numpy = True
-            capsule.doubts.append(NUMPY)
+        before, self._drawn_before = self._drawn_before, None
+        if before is not None:
+            python, numpy = before
+            self._capsules.keeps_python = self._capsules.keeps_python or python != random.getstate()
+            if numpy is not None and numpy != numpy_state():
+                self._capsules.keeps_numpy = True
+                capsule.doubts.append(NUMPY)
         self._capsules.left(capsule, tensors, fact)
 
     def entered(

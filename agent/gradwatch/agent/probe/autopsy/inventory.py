@@ -59,6 +59,11 @@ class StateKeeper:
         """Keep nothing of the model: an inventory holds what its code reads, and so may keep it alive."""
         self._inventory, self._taken = None, 0
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw from Python's random numbers, for all that is known of its code."""
+        return self._inventory is None or self._inventory.draws
+
     def take(self) -> State | None:
         """The state as it is now; None where it cannot be taken."""
         if self._inventory is not None:
@@ -117,6 +122,8 @@ class _Builder:
         if sum(len(one.names) + _WEIGHT * len(one.mutable) for one in outside) > _MAX_NAMES:
             self._inventory.holders = [one for one in self._inventory.holders if one.key in self._of_modules]
             self.doubt("its code reads more than is kept in each pass")
+        # What is not known may draw, too.
+        self._inventory.draws = self._reach.draws or bool(self._inventory.doubts)
         # Keeps nothing alive, though it and its `Reach` know one another.
         self._seen.clear()
 

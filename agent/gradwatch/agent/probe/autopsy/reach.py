@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import random
 import sys
 import types
 from contextlib import suppress
@@ -67,10 +68,12 @@ class Reach:
 
     Attributes:
         full: there is more code than is looked through.
+        draws: some of it has the random numbers of Python's own module at hand.
     """
 
     found: Found
     full: bool = False
+    draws: bool = False
     _names: set[str] = field(default_factory=lambda: set(_ALWAYS))
     _codes: set[tuple[types.CodeType, int]] = field(default_factory=set)
     _owners: dict[int, tuple[Any, set[str]]] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class Reach:
         if isinstance(value, types.FunctionType):
             self._todo.append(value)
         elif isinstance(value, types.MethodType):
+            self.draws = self.draws or isinstance(value.__self__, random.Random)
             self.add(value.__func__)
             self.found.kept(_full_name(value.__func__), value.__self__)
         elif isinstance(value, functools.partial):
@@ -94,6 +98,10 @@ class Reach:
             self._add_module(value)
         elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             self._outside(value.__name__, getattr(value, "__module__", None))
+            # `random.random` is a method of a generator that has no other name.
+            if isinstance(value.__self__, random.Random):
+                self.draws = True
+                self.found.kept(value.__name__, value.__self__)
         else:
             return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType))
         return True
@@ -131,6 +139,7 @@ class Reach:
     def _outside(self, what: str, module: str | None) -> None:
         """Something of the standard library, or made of no Python code."""
         top = (module or "").partition(".")[0]
+        self.draws = self.draws or top == "random"
         if top in sys.stdlib_module_names and top not in _SAME:
             self.found.doubt(f"its code uses {top if what == module else f'{top}.{what}'}")
         elif top == "builtins" and what in _OUTSIDE:
