@@ -54,6 +54,26 @@ class Inner(nn.Module):
         return self.layer(values) * LEVEL * Inner.shared * len(SCHEDULE)
 
 
+class Asking(nn.Module):
+    """Asks a layer whether it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, values):
+        return self.layer(values) * (2 if self.layer.training else 1)
+
+
+class Own(nn.Linear):
+    """Its code is not torch's."""
+
+
+def hooked(module):
+    module.register_forward_pre_hook(lambda _module, _args: None)
+    return module
+
+
 class Outer(nn.Module):
     def __init__(self, **attributes) -> None:
         super().__init__()
@@ -95,7 +115,12 @@ CHANGES = {
         lambda m: torch.rand(1, generator=m.thing),
         lambda m: m.thing.get_state().tolist(),
     ),
-    "training": (dict, lambda m: m.eval(), lambda m: m.inner.layer.training),
+    "training": (dict, lambda m: m.eval(), lambda m: (m.training, m.inner.drop.training)),
+    "hooked": (
+        lambda: {"thing": hooked(nn.Linear(2, 2))}, lambda m: m.eval(), lambda m: m.thing.training,
+    ),
+    "asked": (lambda: {"thing": Asking()}, lambda m: m.eval(), lambda m: m.thing.layer.training),
+    "own": (lambda: {"thing": Own(2, 2)}, lambda m: m.eval(), lambda m: m.thing.training),
     "dropout": (dict, lambda m: setattr(m.inner.drop, "p", 0.1), lambda m: m.inner.drop.p),
     "class": (dict, lambda _: setattr(Inner, "shared", 7), lambda _: Inner.shared),
     "global": (dict, lambda _: globals().update(LEVEL=5), lambda _: LEVEL),
@@ -244,6 +269,12 @@ def test_a_running_mean_is_no_doubt_and_another_buffer_is():
     assert state.doubts() == ["buffer inner.calls was changed in place"]
 
 
+def test_most_layers_of_torch_do_not_care_whether_they_train():
+    module = Outer(many=nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), norm=nn.BatchNorm1d(2))
+    caring = {id(vars(one)) for one in (module, module.inner, module.inner.drop, module.norm)}
+    assert {id(one) for one in take_inventory(module).modules} == caring
+
+
 def test_an_attribute_of_a_layer_of_torch_that_changes_is_a_doubt():
     module = Outer()
     state = taken(module)
@@ -353,6 +384,16 @@ def test_the_state_of_the_random_numbers_is_kept_of_models_that_draw():
         capsules = ModelCapsules(Capsules(), lambda module=module: module)
         kept = [began(capsules).rng.python is not None for _ in range(6)]
         assert kept == [True] * 3 + [draws] * 3, function
+
+
+def test_nothing_is_kept_of_an_output_whose_pass_is_doubtful():
+    output = torch.ones(2)
+    for function, kept in [(draws_none, True), (reads_time, False)]:
+        module = drawing(function)
+        capsules = ModelCapsules(Capsules(), lambda module=module: module)
+        capsule = capsules.begin((), {}, [], None, tuple)
+        capsules.left(capsule, [output], fact=True)
+        assert (capsule.output is not None) is kept
 
 
 def test_a_model_that_was_seen_to_draw_has_its_random_numbers_kept():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 import weakref
@@ -259,7 +258,14 @@ class WatchedModel:
             # When a hit is read out, an update may have been applied.
             fact = self.look.fact(self.parameters())
             return lambda: fact
-        return functools.cache(lambda: self.look.fact(self.parameters()))
+        known: list[Fact] = []
+
+        def asked() -> Fact:
+            if not known:
+                known.append(self.look.fact(self.parameters()))
+            return known[0]
+
+        return asked
 
     # ------------------------------------------------------------------ the reduction
 

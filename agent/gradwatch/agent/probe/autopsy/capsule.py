@@ -27,6 +27,8 @@ NUMPY = "it draws from NumPy's random numbers, whose state was not kept"
 PYTHON = "it draws from Python's random numbers, whose state was not kept"
 # Passes in which Python's and NumPy's random numbers are watched: taking their state is slow.
 _WATCHED_PASSES = 3
+# Capsules of which some may be gone, before they are counted.
+_MAX_UNCOUNTED = 64
 
 
 @dataclass
@@ -168,6 +170,8 @@ class Capsules:
         self.keeps_numpy = self.keeps_python = False
         self._cap = cap_bytes
         self._alive: list[weakref.ref[Capsule]] = []
+        # What these take at most: it does not tell when one lets go of what it keeps.
+        self._taken = 0
 
     def begin(
         self,
@@ -267,8 +271,14 @@ class Capsules:
             )
             return
         capsule.nbytes = needed
+        self._taken += more
+        if self._taken > self._cap or len(self._alive) >= _MAX_UNCOUNTED:
+            self._taken = self._count(capsule)
+
+    def _count(self, capsule: Capsule) -> int:
+        """What all capsules take; older ones than this make room where that is too much."""
         alive = [one for reference in self._alive if (one := reference()) is not None and not one.lost]
-        total = sum(one.nbytes for one in alive if one is not capsule) + needed
+        total = sum(one.nbytes for one in alive if one is not capsule) + capsule.nbytes
         for one in alive:
             if total <= self._cap:
                 break
@@ -276,6 +286,7 @@ class Capsules:
                 total -= one.nbytes
                 one.release(f"later ones took its place: at most {self._cap / _MIB:.0f} MiB are kept")
         self._alive = [weakref.ref(one) for one in alive if not one.lost]
+        return total
 
 
 class ModelCapsules:
@@ -336,6 +347,8 @@ class ModelCapsules:
             if numpy is not None and numpy != numpy_state():
                 self._capsules.keeps_numpy = True
                 capsule.doubts.append(NUMPY)
+        if capsule.doubts or capsule.state is None or capsule.state.inventory.doubts:
+            return  # no replay of it could be called faithful
         self._capsules.left(capsule, tensors, fact)
 
     def entered(

@@ -185,7 +185,7 @@ class Inventory:
 
     Attributes:
         holders: of names.
-        modules: attributes of all modules, for whether each trains.
+        modules: attributes of all modules to which it may matter whether they train.
         dropouts: of those with a probability.
         buffers: where each is kept.
         buffer_names: each with what tells whether a change does not matter.

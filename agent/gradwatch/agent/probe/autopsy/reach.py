@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 # Of functions that are looked through.
 MAX_FUNCTIONS = 300
@@ -36,6 +36,8 @@ _READS = frozenset(
     {"read", "readline", "readlines", "read_text", "read_bytes", "fromfile", "memmap", "loadtxt", "load"}
     | {"genfromtxt", "urlopen"}
 )
+# Where the code of all modules is.
+_MODULE = "torch.nn.modules.module"
 _IMPORT = dis.opmap["IMPORT_NAME"]
 _ALWAYS = frozenset({"forward", "__call__", "__getattr__", "__getattribute__", "__torch_function__"})
 
@@ -105,6 +107,10 @@ class Reach:
         else:
             return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType))
         return True
+
+    def names_any(self, names: Collection[str]) -> bool:
+        """Whether one of these names is in the code that was looked through."""
+        return not self._names.isdisjoint(names)
 
     def add_class(self, cls: type) -> None:
         """Something of this class is at hand: its methods may be called."""
@@ -208,6 +214,17 @@ def _inside(value: Any) -> Any:
 def is_library(module: str | None) -> bool:
     """Whether a module's code gives the same for the same, for all that is known."""
     return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def class_names(cls: type, name: str) -> bool:
+    """Whether this name is in the code of a class of modules, beside that of all modules."""
+    return any(
+        name in _names_in(function.__code__)
+        for base in cls.__mro__
+        if base.__module__ != _MODULE
+        for value in vars(base).values()
+        if isinstance(function := _inside(value), types.FunctionType)
+    )
 
 
 def _full_name(function: Any) -> str:
