@@ -86,11 +86,13 @@ class Magnitudes:
         """How its gradients lie; None where each is to be looked at by itself."""
         if bucket.keys is None or bucket.buffer is None:
             return None
-        if bucket.keys not in self._layouts:
+        try:
+            return self._layouts[bucket.keys]
+        except KeyError:
             if len(self._layouts) >= _LAYOUTS:
                 self._layouts.clear()
-            self._layouts[bucket.keys] = runs_in(bucket.buffer, bucket.gradients())
-        return self._layouts[bucket.keys]
+        runs = self._layouts[bucket.keys] = runs_in(bucket.buffer, bucket.gradients())
+        return runs
 
 
 def runs_in(buffer: torch.Tensor, gradients: Sequence[tuple[int, torch.Tensor]]) -> list[Run] | None:

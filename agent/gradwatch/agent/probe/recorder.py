@@ -82,6 +82,8 @@ class Recorder:
         self.rounds: list[RoundFacts] = []
         # Of each of these, the magnitudes in the order of the parameters.
         self._magnitudes: deque[array[float]] = deque(maxlen=self._capacity)
+        # Of the newest; None when it is not finite.
+        self._largest: float | None = None
         self._count = 0
         self._alarms: array[float] | None = None
         self._alarms_at = 0
@@ -95,7 +97,11 @@ class Recorder:
             facts: about it.
             magnitudes: of its local gradients, by key; those without a gradient count as 0.
         """
-        self._magnitudes.append(array("d", map(magnitudes.get, self._keys, itertools.repeat(0.0))))
+        row = list(map(magnitudes.get, self._keys, itertools.repeat(0.0)))
+        # A finite sum tells it of each of them; one of finite numbers may overflow.
+        finite = math.isfinite(sum(row)) or all(map(math.isfinite, row))
+        self._largest = max(row, default=0.0) if finite else None
+        self._magnitudes.append(array("d", row))
         self._count += 1
         self.rounds = [*self.rounds[1 - self._capacity :], facts] if self._capacity > 1 else [facts]
 
@@ -107,13 +113,9 @@ class Recorder:
 
     def largest(self) -> float | None:
         """Of all gradients of the newest round, as if there had been no GradScaler; None when not finite."""
-        if not self.rounds:
+        if not self.rounds or self._largest is None:
             return None
-        row = self._magnitudes[-1]
-        # A finite sum tells it of each of them; one of finite numbers may overflow.
-        if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
-            return None
-        return _short(max(row, default=0.0) / (self.rounds[-1].loss_scale or 1.0))
+        return _short(self._largest / (self.rounds[-1].loss_scale or 1.0))
 
     @property
     def newest(self) -> RoundFacts | None:
