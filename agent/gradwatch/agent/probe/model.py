@@ -388,7 +388,7 @@ class WatchedModel:
         """
         if order is self._round_order or self._infos.keys().isdisjoint(order):
             return
-        arrived = self._infos.keys() & set(order)
+        arrived = self._infos.keys() & order
         self.unreduced |= arrived
         if self.eager and self.on_host and self.bad_round is None:
             passes = self._passes.take()
