@@ -185,18 +185,19 @@ class DDPModel(WatchedModel):
 
     def _bucket(self, bucket: GradBucket) -> Bucket:
         buffer = bucket.buffer()
-        keys = self._keys_in(bucket)
+        index = bucket.index()
+        keys = self._keys_in(bucket, index)
         if buffer.layout != torch.strided:
             # One sparse gradient, of which the bucket gives no view.
-            return Bucket(bucket.index(), buffer, lambda: [(keys[0], buffer)])
-        return Bucket(bucket.index(), buffer, lambda: list(zip(keys, bucket.gradients(), strict=True)), keys)
+            return Bucket(index, buffer, lambda: [(keys[0], buffer)])
+        return Bucket(index, buffer, lambda: list(zip(keys, bucket.gradients(), strict=True)), keys)
 
-    def _keys_in(self, bucket: GradBucket) -> tuple[int, ...]:
+    def _keys_in(self, bucket: GradBucket, index: int) -> tuple[int, ...]:
         """Of its parameters; torch makes the buckets anew once or never."""
         ids = list(map(id, bucket.parameters()))
-        known = self._buckets.get(bucket.index())
+        known = self._buckets.get(index)
         if known is None or known[0] != ids:
-            known = self._buckets[bucket.index()] = ids, tuple(map(self._keys.__getitem__, ids))
+            known = self._buckets[index] = ids, tuple(map(self._keys.__getitem__, ids))
         return known[1]
 
     def _group(self) -> ProcessGroup:

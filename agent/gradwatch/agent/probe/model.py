@@ -514,8 +514,11 @@ class WatchedModel:
 
     def catch_up(self, *, wait: bool = False) -> None:
         """Write down what is known by now of earlier rounds; with `wait`, all there is to know of them."""
-        self._watcher.round_log.landed(self, self.look.arrived(wait=wait))
-        self.tell_checksum()
+        landed = self.look.arrived(wait=wait)
+        if landed:
+            self._watcher.round_log.landed(self, landed)
+        if self._replicas.under_way:
+            self.tell_checksum()
 
     @property
     def under_way(self) -> bool:

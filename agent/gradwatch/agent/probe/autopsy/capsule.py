@@ -227,7 +227,9 @@ class Capsules:
         if capsule.lost or sum(map(nbytes, tensors)) > self._cap:
             return
         capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
-        kept = [one.values for one in capsule.output or () if one.values is not None]
+        if fact is True or capsule.output is None:
+            return
+        kept = [one.values for one in capsule.output if one.values is not None]
         if kept:
             self._make_room(capsule, sum(map(nbytes, kept)))
             capsule.watch_for_changes(kept, "an output was")

@@ -15,7 +15,6 @@ from gradwatch.agent.probe import replica, scan
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_LOOKED_AT = ("cpu", "cuda")
 # A copy of an output up to this size is kept, such as of a loss: its checksum takes several operators.
 _COPIED_BYTES = 256
 
@@ -72,7 +71,7 @@ def record_of(tensors: Sequence[torch.Tensor], *, finite: bool | None) -> list[O
     """
     records = []
     for tensor in tensors:
-        if tensor.layout != torch.strided or tensor.device.type not in _LOOKED_AT:
+        if tensor.layout != torch.strided or not (tensor.is_cpu or tensor.is_cuda):
             return None
         known = str(tensor.dtype), tuple(tensor.shape)
         if finite is False and not scan.is_finite(tensor):
