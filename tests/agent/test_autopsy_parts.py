@@ -135,6 +135,17 @@ def test_a_capsule_that_is_gone_takes_no_room():
     assert third.why_not() == ""
 
 
+def test_capsules_that_are_over_are_forgotten():
+    capsules = Capsules(cap_bytes=1000)
+    for _ in range(500):
+        begin(capsules, torch.zeros(1)).release()
+    assert len(capsules._alive) < 100
+    kept = [begin(capsules, torch.zeros(10)) for _ in range(25)]
+    assert all(one.why_not() == "" for one in kept)
+    begin(capsules, torch.zeros(10))
+    assert [one.why_not() == "" for one in kept] == [False] + [True] * 24
+
+
 def test_what_was_changed_in_place_is_noticed():
     capsules = Capsules()
     values, gradient = torch.zeros(3), torch.zeros(3)

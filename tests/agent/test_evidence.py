@@ -48,6 +48,10 @@ def nudged(tensor: torch.Tensor) -> torch.Tensor:
             {"faithful": True},
         ),
         (torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64), {"faithful": True}),
+        (torch.tensor(2.5), torch.tensor(2.5), {"faithful": True}),
+        (torch.tensor(2.5), torch.tensor(2.5000002), {"faithful": False}),
+        (torch.arange(1000.0), torch.arange(1000.0), {"faithful": True}),
+        (torch.arange(1000.0), nudged(torch.arange(1000.0)), {"faithful": False}),
     ],
 )
 def test_outputs(then, now, fields):
@@ -60,8 +64,14 @@ def test_outputs(then, now, fields):
 
 
 def test_no_reference_is_kept_to_a_finite_output():
-    (record,) = record_of([FINITE.clone()], finite=True)
-    assert record.values is None
+    for output in (FINITE.clone(), torch.arange(1000.0)):
+        (record,) = record_of([output], finite=True)
+        assert record.values is None
+        then = output.clone()
+        output.add_(1)
+        assert record.equals(then)
+        assert not record.equals(output)
+        assert Evidence.of(Evidence([record]).plain()).outputs[0].equals(then)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import collections
 import copy
 import functools
 import itertools
+import math
 import random
+import statistics
 import threading
 import time
 import types
@@ -18,8 +20,11 @@ import pytest
 import torch
 from torch import nn
 
+from gradwatch.agent.probe.autopsy.capsule import PYTHON, Capsules, ModelCapsules
+from gradwatch.agent.probe.autopsy.evidence import Evidence
 from gradwatch.agent.probe.autopsy.inventory import StateKeeper, take_inventory
 from gradwatch.agent.probe.autopsy.kept_values import MAX_ELEMENTS
+from gradwatch.agent.probe.autopsy.replay import Case, replay
 
 LEVEL = 1
 SCHEDULE = {"rates": [1, 2]}
@@ -47,6 +52,26 @@ class Inner(nn.Module):
 
     def helper(self, values):
         return self.layer(values) * LEVEL * Inner.shared * len(SCHEDULE)
+
+
+class Asking(nn.Module):
+    """Asks a layer whether it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, values):
+        return self.layer(values) * (2 if self.layer.training else 1)
+
+
+class Own(nn.Linear):
+    """Its code is not torch's."""
+
+
+def hooked(module):
+    module.register_forward_pre_hook(lambda _module, _args: None)
+    return module
 
 
 class Outer(nn.Module):
@@ -90,7 +115,12 @@ CHANGES = {
         lambda m: torch.rand(1, generator=m.thing),
         lambda m: m.thing.get_state().tolist(),
     ),
-    "training": (dict, lambda m: m.eval(), lambda m: m.inner.layer.training),
+    "training": (dict, lambda m: m.eval(), lambda m: (m.training, m.inner.drop.training)),
+    "hooked": (
+        lambda: {"thing": hooked(nn.Linear(2, 2))}, lambda m: m.eval(), lambda m: m.thing.training,
+    ),
+    "asked": (lambda: {"thing": Asking()}, lambda m: m.eval(), lambda m: m.thing.layer.training),
+    "own": (lambda: {"thing": Own(2, 2)}, lambda m: m.eval(), lambda m: m.thing.training),
     "dropout": (dict, lambda m: setattr(m.inner.drop, "p", 0.1), lambda m: m.inner.drop.p),
     "class": (dict, lambda _: setattr(Inner, "shared", 7), lambda _: Inner.shared),
     "global": (dict, lambda _: globals().update(LEVEL=5), lambda _: LEVEL),
@@ -239,6 +269,12 @@ def test_a_running_mean_is_no_doubt_and_another_buffer_is():
     assert state.doubts() == ["buffer inner.calls was changed in place"]
 
 
+def test_most_layers_of_torch_do_not_care_whether_they_train():
+    module = Outer(many=nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), norm=nn.BatchNorm1d(2))
+    caring = {id(vars(one)) for one in (module, module.inner, module.inner.drop, module.norm)}
+    assert {id(one) for one in take_inventory(module).modules} == caring
+
+
 def test_an_attribute_of_a_layer_of_torch_that_changes_is_a_doubt():
     module = Outer()
     state = taken(module)
@@ -271,3 +307,115 @@ def test_tied_and_shared_modules_are_looked_at_once():
     module.again = module.inner
     inventory = take_inventory(module)
     assert len([one for one in inventory.holders if one.key.startswith("module:")]) == 2
+
+
+# ---------------------------------------------------------------- random numbers of Python's
+
+
+def draws_by_module(values):
+    return values * random.random()
+
+
+def draws_by_method(values):
+    return values * (uniform(0, 1) + drawn())
+
+
+def draws_unseen(values):
+    # The standard library's own code is not looked through.
+    return values * statistics.NormalDist().samples(1)[0]
+
+
+def imports_and_draws(values):
+    from random import gauss
+
+    return values * gauss(0, 1)
+
+
+def draws_none(values):
+    return values * math.pi
+
+
+uniform, drawn = random.uniform, random.random
+
+
+def drawing(function):
+    class Drawing(Outer):
+        def forward(self, values):
+            return function(self.inner(values))
+
+    return Drawing()
+
+
+@pytest.mark.parametrize(
+    ("function", "draws"),
+    [
+        (draws_by_module, True),
+        (draws_by_method, True),
+        (imports_and_draws, True),
+        (random.Random(3).gauss, True),
+        (random.Random(3).random, True),
+        (draws_none, False),
+        # What cannot be known may draw.
+        (reads_time, True),
+    ],
+)
+def test_whether_the_code_draws(function, draws):
+    assert take_inventory(drawing(function)).draws is draws
+
+
+def test_a_method_of_a_generator_goes_on_from_where_it_was():
+    module = drawing(random.Random(3).random)
+    module.thing = random.Random(4).random
+    state = taken(module)
+    now = module.thing()
+    state.restore()
+    assert module.thing() == now
+
+
+def began(capsules):
+    capsule = capsules.begin((), {}, [], None, tuple)
+    capsules.left(capsule, [], fact=True)
+    return capsule
+
+
+def test_the_state_of_the_random_numbers_is_kept_of_models_that_draw():
+    for function, draws in [(draws_by_module, True), (draws_none, False), (reads_time, True)]:
+        module = drawing(function)
+        capsules = ModelCapsules(Capsules(), lambda module=module: module)
+        kept = [began(capsules).rng.python is not None for _ in range(6)]
+        assert kept == [True] * 3 + [draws] * 3, function
+
+
+def test_nothing_is_kept_of_an_output_whose_pass_is_doubtful():
+    output = torch.ones(2)
+    for function, kept in [(draws_none, True), (reads_time, False)]:
+        module = drawing(function)
+        capsules = ModelCapsules(Capsules(), lambda module=module: module)
+        capsule = capsules.begin((), {}, [], None, tuple)
+        capsules.left(capsule, [output], fact=True)
+        assert (capsule.output is not None) is kept
+
+
+def test_a_model_that_was_seen_to_draw_has_its_random_numbers_kept():
+    capsules = ModelCapsules(shared := Capsules(), lambda: drawing_none)
+    drawing_none = drawing(draws_none)
+    capsule = capsules.begin((), {}, [], None, tuple)
+    random.random()
+    capsules.left(capsule, [], fact=True)
+    assert capsule.doubts == [], "its state was kept"
+    assert shared.keeps_python
+    assert all(began(capsules).rng.python is not None for _ in range(6))
+
+
+@pytest.mark.parametrize(
+    ("function", "kept", "doubted"),
+    [(draws_unseen, False, True), (draws_unseen, True, False), (draws_none, False, False)],
+)
+def test_a_replay_that_draws_what_was_not_kept_is_doubtful(function, kept, doubted):
+    module, values = drawing(function), torch.ones(2)
+    capsule = Capsules().begin((values,), {}, [values], None, tuple)
+    capsule.rng.python = random.getstate() if kept else None
+    output = module(values)
+    Capsules().entered(capsule, [(0, 0)], [torch.ones_like(output)])
+    case = Case(module, capsule, lambda: list(module.parameters()), False, Evidence(), list(range(2)))
+    assert (PYTHON in replay(case)["doubts"]) is doubted

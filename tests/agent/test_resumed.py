@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import builtins
+import copy
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import torch
 from torch.distributed import checkpoint
 
+from gradwatch.agent.probe.opened_files import OpenedFiles
 from gradwatch.agent.probe.resumed import local_path
 from tests.ranks import REPOSITORY, run_ranks
 from tests.training.resuming import STEPS
@@ -93,6 +99,55 @@ def test_one_rank_may_load_for_all(how, opened, pinned, tmp_path):
     run_ranks("tests.training.resuming", 2, [how], spool=spool, **resume_at(path))
     step = STEPS + (RESUME_STEP if opened else 0)
     assert read(spool) == [([{"path": path, "opened": opened}], step)] * 2
+
+
+ORIGINALS = builtins.open, io.open, os.open, tarfile.bltn_open
+
+
+def functions():
+    return builtins.open, io.open, os.open, tarfile.bltn_open
+
+
+def test_files_that_are_opened_are_told_until_it_is_over(tmp_path):
+    path = tmp_path / "a.tar"
+    told = []
+    files = OpenedFiles(told.append)
+    files.begin()
+    try:
+        tarfile.open(path, "w").close()
+        open(path).close()  # noqa: PTH123
+        open(file=path).close()  # noqa: PTH123
+        path.open().close()
+        os.close(os.open(path, os.O_RDONLY))
+        assert told.count(str(path)) + told.count(path) == 5
+        assert copy.deepcopy(open) is open
+        assert isinstance(pickle.dumps(open), bytes)
+        assert type("Opener", (), {"open": open})().open(path).close() is None, "it becomes no method"
+    finally:
+        files.end()
+    told.clear()
+    open(path).close()  # noqa: PTH123
+    assert not told
+    assert functions() == ORIGINALS
+    assert pickle.loads(pickle.dumps(open)) is open
+
+
+def test_what_others_have_put_around_it_stays(tmp_path, monkeypatch):
+    told = []
+    files = OpenedFiles(told.append)
+    files.begin()
+    ours = builtins.open
+
+    def theirs(*args, **kwargs):
+        return ours(*args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", theirs)
+    files.end()
+    assert builtins.open is theirs
+    open(tmp_path / "a", "w").close()  # noqa: PTH123
+    assert not told
+    monkeypatch.setattr(builtins, "open", ORIGINALS[0])
+    assert functions() == ORIGINALS
 
 
 def test_of_an_address_nothing_is_said(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,8 +76,24 @@ LOADS: dict[str, Callable[[str], None]] = {
 }
 
 
+def is_looked_out_for() -> bool:
+    return not isinstance(open, types.BuiltinFunctionType)
+
+
+def child_looks_out() -> bool:
+    """Whether a child that is forked does, such as one of a data loader."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(is_looked_out_for())
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) != 0
+
+
 def main() -> None:
     alone = "RANK" not in os.environ
+    if "://" not in os.environ["GRADWATCH_RESUME_PATH"]:
+        assert is_looked_out_for()
+    assert not child_looks_out()
     if not alone:
         dist.init_process_group("gloo")
     LOADS[sys.argv[1]](os.environ["GRADWATCH_RESUME_PATH"])
@@ -88,6 +105,7 @@ def main() -> None:
         optimizer.zero_grad()
         module(torch.ones(1, 2)).sum().backward()
         optimizer.step()
+    assert not is_looked_out_for()
     if not alone:
         dist.destroy_process_group()
 

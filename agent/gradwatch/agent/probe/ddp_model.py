@@ -76,6 +76,8 @@ class DDPModel(WatchedModel):
         self._ddp = weakref.ref(ddp)
         self._reductions: list[Future] = []
         self._waiting: tuple[Moment, list[Future]] | None = None
+        # By index of the bucket: the ids of its parameters and their keys, when it was last seen.
+        self._buckets: dict[int, tuple[list[int], tuple[int, ...]]] = {}
 
     def _arrival_hooks(self, parameter: torch.Tensor) -> list[Callable[[torch.Tensor], None]]:
         hooks = super()._arrival_hooks(parameter)
@@ -183,11 +185,20 @@ class DDPModel(WatchedModel):
 
     def _bucket(self, bucket: GradBucket) -> Bucket:
         buffer = bucket.buffer()
-        keys = tuple(map(self._keys.__getitem__, map(id, bucket.parameters())))
+        index = bucket.index()
+        keys = self._keys_in(bucket, index)
         if buffer.layout != torch.strided:
             # One sparse gradient, of which the bucket gives no view.
-            return Bucket(bucket.index(), buffer, lambda: [(keys[0], buffer)])
-        return Bucket(bucket.index(), buffer, lambda: list(zip(keys, bucket.gradients(), strict=True)), keys)
+            return Bucket(index, buffer, lambda: [(keys[0], buffer)])
+        return Bucket(index, buffer, lambda: list(zip(keys, bucket.gradients(), strict=True)), keys)
+
+    def _keys_in(self, bucket: GradBucket, index: int) -> tuple[int, ...]:
+        """Of its parameters; torch makes the buckets anew once or never."""
+        ids = list(map(id, bucket.parameters()))
+        known = self._buckets.get(index)
+        if known is None or known[0] != ids:
+            known = self._buckets[index] = ids, tuple(map(self._keys.__getitem__, ids))
+        return known[1]
 
     def _group(self) -> ProcessGroup:
         ddp = self._ddp()

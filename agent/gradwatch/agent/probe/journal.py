@@ -85,8 +85,8 @@ class Journal:
         with self._lock:
             if not self._has_room():
                 return self._drop("journal_full")
-            record = {"seq": self.records, "at": time.time(), kind: json_safe(body)}
-            line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+            record = {"seq": self.records, "at": time.time(), kind: body}
+            line = _encoded(record).encode() + b"\n"
             # After a torn write the next line starts on a fresh one, so that only the
             # torn one is lost.
             data = b"\n" + line if self._torn else line
@@ -108,7 +108,7 @@ class Journal:
         """Rewrite the progress file with a `Progress` message in the JSON mapping."""
         if os.getpid() != self._pid:
             return
-        line = json.dumps(json_safe(body), separators=(",", ":")).encode()
+        line = _encoded(body).encode()
         if len(line) >= PROGRESS_BYTES:
             self._drop("progress_too_long")
             return
@@ -158,6 +158,16 @@ class Journal:
 
 
 _NO_SPACE = {28, 122}  # ENOSPC, EDQUOT
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def _encoded(message: dict[str, Any]) -> str:
+    """A message as one line of JSON."""
+    try:
+        return _ENCODER.encode(message)
+    except ValueError:
+        # Few hold a number that is not finite, and a walk through all of them costs as much as writing one.
+        return _ENCODER.encode(json_safe(message))
 
 
 def json_safe(value: Any) -> Any:

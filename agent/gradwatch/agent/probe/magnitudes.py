@@ -73,12 +73,12 @@ class Magnitudes:
             return all(map(math.isfinite, magnitudes.values()))
         finite = True
         for run in runs:
-            magnitude = scan.largest(values[run.ends[0] : run.ends[-1]])
+            magnitude = scan.largest(_part(values, run.ends[0], run.ends[-1]))
             if math.isfinite(magnitude) and not (run.has_grown(magnitude) and len(run.keys) > 1):
                 found.update(dict.fromkeys(run.keys, magnitude))
                 continue
             for key, start, end in zip(run.keys, run.ends, run.ends[1:], strict=False):
-                found[key] = scan.largest(values[start:end])
+                found[key] = scan.largest(_part(values, start, end))
                 finite = finite and math.isfinite(found[key])
         return finite
 
@@ -86,11 +86,18 @@ class Magnitudes:
         """How its gradients lie; None where each is to be looked at by itself."""
         if bucket.keys is None or bucket.buffer is None:
             return None
-        if bucket.keys not in self._layouts:
+        try:
+            return self._layouts[bucket.keys]
+        except KeyError:
             if len(self._layouts) >= _LAYOUTS:
                 self._layouts.clear()
-            self._layouts[bucket.keys] = runs_in(bucket.buffer, bucket.gradients())
-        return self._layouts[bucket.keys]
+        runs = self._layouts[bucket.keys] = runs_in(bucket.buffer, bucket.gradients())
+        return runs
+
+
+def _part(values: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Of a flat buffer; indexing it would cost as much as a small look."""
+    return values if end - start == len(values) else values.narrow(0, start, end - start)
 
 
 def runs_in(buffer: torch.Tensor, gradients: Sequence[tuple[int, torch.Tensor]]) -> list[Run] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 import weakref
@@ -260,7 +259,14 @@ class WatchedModel:
             # When a hit is read out, an update may have been applied.
             fact = self.look.fact(self.parameters())
             return lambda: fact
-        return functools.cache(lambda: self.look.fact(self.parameters()))
+        known: list[Fact] = []
+
+        def asked() -> Fact:
+            if not known:
+                known.append(self.look.fact(self.parameters()))
+            return known[0]
+
+        return asked
 
     # ------------------------------------------------------------------ the reduction
 
@@ -393,7 +399,7 @@ class WatchedModel:
         """
         if order is self._round_order or self._infos.keys().isdisjoint(order):
             return
-        arrived = self._infos.keys() & set(order)
+        arrived = self._infos.keys() & order
         self.unreduced |= arrived
         if self.eager and self.on_host and self.bad_round is None:
             passes = self._passes.take()
@@ -519,8 +525,11 @@ class WatchedModel:
 
     def catch_up(self, *, wait: bool = False) -> None:
         """Write down what is known by now of earlier rounds; with `wait`, all there is to know of them."""
-        self._watcher.round_log.landed(self, self.look.arrived(wait=wait))
-        self.tell_checksum()
+        landed = self.look.arrived(wait=wait)
+        if landed:
+            self._watcher.round_log.landed(self, landed)
+        if self._replicas.under_way:
+            self.tell_checksum()
 
     @property
     def under_way(self) -> bool:

@@ -1,12 +1,16 @@
 """The flight recorder of one model: how large its gradients were in the last rounds, and how that went on.
 
-What it has is told with the first bad round of a stretch, and when gradients grow far.
+What it has is told with the first bad round of a stretch, and when gradients grow far. A round is kept as
+plain numbers: for few parameters an operator of torch costs more than the whole of them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
+from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +73,19 @@ class Recorder:
         self._infos = list(infos.values())
         self._keys = list(infos)
         self._capacity = max(1, min(ROUNDS, BYTES // (8 * max(1, len(infos)))))
-        self._magnitudes = torch.zeros(self._capacity, len(infos), dtype=torch.float64)
-        self.nbytes = self._magnitudes.nbytes + 8 * len(infos)
+        # With those below which there is no alarm.
+        self.nbytes = 8 * (self._capacity + 1) * len(infos)
         self.start_over()
 
     def start_over(self) -> None:
         """Forget everything: what comes may be quite different."""
         self.rounds: list[RoundFacts] = []
+        # Of each of these, the magnitudes in the order of the parameters.
+        self._magnitudes: deque[array[float]] = deque(maxlen=self._capacity)
+        # Of the newest; None when it is not finite.
+        self._largest: float | None = None
         self._count = 0
-        self._alarms: torch.Tensor | None = None
+        self._alarms: array[float] | None = None
         self._alarms_at = 0
         # Of a warning that was given: the place that has grown most, what is normal there, and when.
         self._warned: tuple[int, float, int] | None = None
@@ -90,7 +98,10 @@ class Recorder:
             magnitudes: of its local gradients, by key; those without a gradient count as 0.
         """
         row = list(map(magnitudes.get, self._keys, itertools.repeat(0.0)))
-        self._magnitudes[self._count % self._capacity] = torch.tensor(row, dtype=torch.float64)
+        # A finite sum tells it of each of them; one of finite numbers may overflow.
+        finite = math.isfinite(sum(row)) or all(map(math.isfinite, row))
+        self._largest = max(row, default=0.0) if finite else None
+        self._magnitudes.append(array("d", row))
         self._count += 1
         self.rounds = [*self.rounds[1 - self._capacity :], facts] if self._capacity > 1 else [facts]
 
@@ -98,17 +109,13 @@ class Recorder:
         """Of a parameter's gradient in the newest round."""
         if not self.rounds or key not in self._keys:
             return None
-        return float(self._magnitudes[(self._count - 1) % self._capacity, self._keys.index(key)])
+        return self._magnitudes[-1][self._keys.index(key)]
 
     def largest(self) -> float | None:
         """Of all gradients of the newest round, as if there had been no GradScaler; None when not finite."""
-        if not self.rounds:
+        if not self.rounds or self._largest is None:
             return None
-        row = self._magnitudes[(self._count - 1) % self._capacity]
-        largest = row.amax().item() if row.numel() else 0.0
-        if not math.isfinite(largest):
-            return None
-        return _short(largest / (self.rounds[-1].loss_scale or 1.0))
+        return _short(self._largest / (self.rounds[-1].loss_scale or 1.0))
 
     @property
     def newest(self) -> RoundFacts | None:
@@ -124,17 +131,18 @@ class Recorder:
         """
         if len(self.rounds) <= _LIMITS.rounds:
             return None
-        now = self._unscaled(self._magnitudes[(self._count - 1) % self._capacity], self.rounds[-1])
+        now = _unscaled(self._magnitudes[-1], self.rounds[-1])
         if self._warned is not None:
             place, normal, since = self._warned
             if now[place] < normal or self._count - since > self._capacity:
                 self._warned = None
             return None
         if self._alarms is None or self._count - self._alarms_at >= _ALARM_EVERY:
-            self._alarms, self._alarms_at = alarms(self._before(), _LIMITS), self._count
-        if not bool((now > self._alarms).any()):
+            self._alarms = array("d", alarms(self._before(), _LIMITS).tolist())
+            self._alarms_at = self._count
+        if not any(map(operator.gt, now, self._alarms)):
             return None
-        growth = grown(self._before(), now, _LIMITS)
+        growth = grown(self._before(), _tensor(now), _LIMITS)
         if growth is None:
             return None
         place = growth.places[0]
@@ -147,24 +155,15 @@ class Recorder:
             "parameter": info.name,
             "module": info.module,
             "module_class": info.module_class,
-            "magnitude": float(now[place]),
+            "magnitude": now[place],
             "usual": growth.usual,
             "parameters_total": len(growth.places),
         }
 
     def _before(self) -> torch.Tensor:
         """Magnitudes of the rounds before the newest, oldest first, as if there had been no GradScaler."""
-        rows = [self._unscaled(row, facts) for row, facts in zip(self._rows(), self.rounds, strict=True)]
-        return torch.stack(rows[:-1])
-
-    @staticmethod
-    def _unscaled(row: torch.Tensor, facts: RoundFacts) -> torch.Tensor:
-        return row / facts.loss_scale if facts.loss_scale else row
-
-    def _rows(self) -> torch.Tensor:
-        """All that is kept, oldest first."""
-        first = self._count - len(self.rounds)
-        return self._magnitudes[[place % self._capacity for place in range(first, self._count)]]
+        kept = zip(self._magnitudes, self.rounds, strict=True)
+        return torch.stack([_tensor(_unscaled(row, facts)) for row, facts in kept][:-1])
 
     # ------------------------------------------------------------------ how it came to this
 
@@ -172,7 +171,7 @@ class Recorder:
         """The `Flight` message, in its JSON mapping, up to the newest round; None when nothing is kept."""
         if not self.rounds:
             return None
-        rows, last = self._rows(), self.rounds[-1]
+        rows, last = torch.stack(list(map(_tensor, self._magnitudes))), self.rounds[-1]
         told = sorted(_worth_telling(rows))
         if not told:
             return None
@@ -187,6 +186,17 @@ class Recorder:
             "dtype_max": torch.finfo(getattr(torch, dtype)).max,
             "dtype": dtype,
         }
+
+
+def _unscaled(row: array[float], facts: RoundFacts) -> array[float]:
+    """The magnitudes of a round as if there had been no GradScaler."""
+    scale = facts.loss_scale
+    return array("d", [magnitude / scale for magnitude in row]) if scale else row
+
+
+def _tensor(row: array[float]) -> torch.Tensor:
+    """As float64, of shape (parameters,); the same memory."""
+    return torch.frombuffer(row, dtype=torch.float64) if row else torch.zeros(0, dtype=torch.float64)
 
 
 def _worth_telling(rows: torch.Tensor) -> list[int]:

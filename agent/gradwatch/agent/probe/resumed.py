@@ -1,19 +1,20 @@
 """Whether the job opens the checkpoint that it was told to go back to, before its first update.
 
-Some scripts take `--resume` and ignore it. Python tells of each file that it opens (PEP 578); safetensors
-opens files by itself, so its function is wrapped. Ranks tell each other by the store of the job, since often
-one of them loads for all. Installed only in a process that was told of a checkpoint on a local path.
+Some scripts take `--resume` and ignore it. The functions by which Python opens files are wrapped until the
+checkpoint is seen, and that of safetensors, which opens files by itself. Ranks tell each other by the store
+of the job, since often one of them loads for all. Installed only in a process that was told of a checkpoint
+on a local path, and not in the children that it forks.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from gradwatch.agent.probe.opened_files import OpenedFiles
 from gradwatch.agent.probe.saves import when_imported
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Resumed:
         self._path = path
         self._real = "" if path is None else os.path.realpath(path)
         self._opened = False
+        self._files = OpenedFiles(self.opens)
         self._published = False
         self.waits = path is not None
 
@@ -48,7 +50,9 @@ class Resumed:
         """Have each file that is opened told."""
         if not self.waits:
             return
-        sys.addaudithook(self._audited)
+        self._files.begin()
+        # Those of a data loader would be told of each file that they open, until they end.
+        os.register_at_fork(after_in_child=self._give_up)
         when_imported({"safetensors": self._patch, "safetensors.torch": self._patch})
 
     def opens(self, path: Any) -> None:
@@ -60,6 +64,8 @@ class Resumed:
         except (TypeError, ValueError, OSError):
             return  # a descriptor, or no path
         self._opened = real == self._real or real.startswith(self._real.rstrip(os.sep) + os.sep)
+        if self._opened:
+            self._files.end()
 
     def round_begins(self) -> None:
         """Gradients are about to be reduced: what is told now the other ranks can read after that."""
@@ -77,7 +83,7 @@ class Resumed:
             return
         self.round_begins()
         opened = self._by_any_rank()
-        self.waits = False
+        self._give_up()
         self._watcher.clock.resumes(opened)
         self._watcher.append("resumed", {"path": self._path, "opened": opened})
 
@@ -89,9 +95,10 @@ class Resumed:
         store = None if self._opened else _store()
         return self._opened or (store is not None and bool(store.check([self._key])))
 
-    def _audited(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open" and self.waits and args:
-            self.opens(args[0])
+    def _give_up(self) -> None:
+        """Nothing is looked out for any more."""
+        self.waits = False
+        self._files.end()
 
     def _patch(self, module: ModuleType) -> None:
         original = getattr(module, "safe_open", None)

@@ -20,6 +20,8 @@ _NEEDS_UPCAST = frozenset(
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
     if (dtype := getattr(torch, name, None)) is not None
 )
+# Of nearly all tensors: these need no further questions.
+_PLAIN = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ def readable(tensor: torch.Tensor) -> torch.Tensor | None:
     Sparse tensors give their values, complex ones their parts, 8-bit floats a copy in fp32.
     Integers and empty tensors give None: they are always finite.
     """
+    if tensor.dtype in _PLAIN and tensor.layout == torch.strided:
+        return tensor.detach() if tensor.numel() else None
     tensor = tensor.detach()
     if tensor.layout == torch.sparse_coo:
         tensor = tensor._values()

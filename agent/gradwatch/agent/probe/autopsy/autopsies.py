@@ -186,8 +186,9 @@ class Autopsies:
             self._rehearsals.setdefault(moment.root, moment.round)
 
     def _rehearse(self, model: WatchedModel, moment: Moment) -> None:
-        clean = all(map(math.isfinite, moment.magnitudes.values()))
-        if clean and moment.root in self._rehearsals and model.why_not_replayed() is None:
+        if moment.root not in self._rehearsals or model.why_not_replayed() is not None:
+            return
+        if all(map(math.isfinite, moment.magnitudes.values())):
             self._replayer.rehearse(model, moment, self._rehearsals.pop(moment.root))
 
     def _hand_over(self, model: WatchedModel, shards: Shards, moment: Moment) -> None:

@@ -24,11 +24,14 @@ CAP_BYTES = 64 << 20
 _MIB = 1 << 20
 _HOST = torch.device("cpu")
 NUMPY = "it draws from NumPy's random numbers, whose state was not kept"
-# Passes in which NumPy's random numbers are watched: taking their state is slow.
-_NUMPY_PASSES = 3
+PYTHON = "it draws from Python's random numbers, whose state was not kept"
+# Passes in which Python's and NumPy's random numbers are watched: taking their state is slow.
+_WATCHED_PASSES = 3
+# Capsules of which some may be gone, before they are counted.
+_MAX_UNCOUNTED = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class RandomState:
     """Of the generators of random numbers.
 
@@ -55,8 +58,7 @@ class RandomState:
         return cls(
             torch.get_rng_state(),
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            random.getstate(),
-            numpy_state() if numpy else None,
+            numpy=numpy_state() if numpy else None,
         )
 
     def restore(self, device: torch.device) -> None:
@@ -161,12 +163,15 @@ class Capsules:
 
     Attributes:
         keeps_numpy: whether a pass was seen to draw from NumPy's random numbers.
+        keeps_python: likewise from Python's.
     """
 
     def __init__(self, cap_bytes: int = CAP_BYTES) -> None:
-        self.keeps_numpy = False
+        self.keeps_numpy = self.keeps_python = False
         self._cap = cap_bytes
         self._alive: list[weakref.ref[Capsule]] = []
+        # What these take at most: it does not tell when one lets go of what it keeps.
+        self._taken = 0
 
     def begin(
         self,
@@ -222,7 +227,9 @@ class Capsules:
         if capsule.lost or sum(map(nbytes, tensors)) > self._cap:
             return
         capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
-        kept = [one.values for one in capsule.output or () if one.values is not None]
+        if fact is True or capsule.output is None:
+            return
+        kept = [one.values for one in capsule.output if one.values is not None]
         if kept:
             self._make_room(capsule, sum(map(nbytes, kept)))
             capsule.watch_for_changes(kept, "an output was")
@@ -266,8 +273,14 @@ class Capsules:
             )
             return
         capsule.nbytes = needed
+        self._taken += more
+        if self._taken > self._cap or len(self._alive) >= _MAX_UNCOUNTED:
+            self._taken = self._count(capsule)
+
+    def _count(self, capsule: Capsule) -> int:
+        """What all capsules take; older ones than this make room where that is too much."""
         alive = [one for reference in self._alive if (one := reference()) is not None and not one.lost]
-        total = sum(one.nbytes for one in alive if one is not capsule) + needed
+        total = sum(one.nbytes for one in alive if one is not capsule) + capsule.nbytes
         for one in alive:
             if total <= self._cap:
                 break
@@ -275,6 +288,7 @@ class Capsules:
                 total -= one.nbytes
                 one.release(f"later ones took its place: at most {self._cap / _MIB:.0f} MiB are kept")
         self._alive = [weakref.ref(one) for one in alive if not one.lost]
+        return total
 
 
 class ModelCapsules:
@@ -289,7 +303,8 @@ class ModelCapsules:
         self._capsules = capsules
         self._keeper = StateKeeper(module)
         self._begun = 0
-        self._numpy_before: tuple[Any, ...] | None = None
+        # Of Python and NumPy, before a pass that is watched.
+        self._drawn_before: tuple[Any, Any] | None = None
 
     def forget(self) -> None:
         """Keep nothing of the model until its next pass."""
@@ -316,17 +331,26 @@ class ModelCapsules:
         except Exception as error:
             # Whatever a user's objects do when they are looked at: the rest is kept.
             capsule.doubts.append(f"the state of its modules could not be kept ({type(error).__name__})")
-        if self._begun < _NUMPY_PASSES and not self._capsules.keeps_numpy:
+        is_watched = self._begun < _WATCHED_PASSES
+        # Asked now: the state above may have been taken by another inventory than that of the pass before.
+        if capsule.rng is not None and (is_watched or self._capsules.keeps_python or self._keeper.draws):
+            capsule.rng.python = random.getstate()
+        if is_watched:
             self._begun += 1
-            self._numpy_before = numpy_state()
+            self._drawn_before = random.getstate(), None if self._capsules.keeps_numpy else numpy_state()
         return capsule
 
     def left(self, capsule: Capsule, tensors: Sequence[torch.Tensor], fact: object) -> None:
         """See `Capsules.left`."""
-        before, self._numpy_before = self._numpy_before, None
-        if before is not None and before != numpy_state():
-            self._capsules.keeps_numpy = True
-            capsule.doubts.append(NUMPY)
+        before, self._drawn_before = self._drawn_before, None
+        if before is not None:
+            python, numpy = before
+            self._capsules.keeps_python = self._capsules.keeps_python or python != random.getstate()
+            if numpy is not None and numpy != numpy_state():
+                self._capsules.keeps_numpy = True
+                capsule.doubts.append(NUMPY)
+        if capsule.doubts or capsule.state is None or capsule.state.inventory.doubts:
+            return  # no replay of it could be called faithful
         self._capsules.left(capsule, tensors, fact)
 
     def entered(

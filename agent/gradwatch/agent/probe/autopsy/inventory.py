@@ -23,7 +23,7 @@ from gradwatch.agent.probe.autopsy.kept_values import (
     may_change,
 )
 from gradwatch.agent.probe.autopsy.python_state import Inventory, State
-from gradwatch.agent.probe.autopsy.reach import Reach, all_hooks, is_library
+from gradwatch.agent.probe.autopsy.reach import Reach, all_hooks, class_names, is_library
 from gradwatch.agent.probe.parameters import class_name, clean_path
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _MAX_NAMES = 256
 _WEIGHT = 8
 # How often the inventory is taken anew, because attributes have come or gone.
 _MAX_INVENTORIES = 8
+# Code with such a name may ask a layer whether it trains, or tell it.
+_TRAINING = frozenset({"training", "train", "eval"})
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _DROPOUT: Any = torch.nn.modules.dropout._DropoutNd
 _NORMALISATION: Any = torch.nn.modules.batchnorm._NormBase
@@ -58,6 +60,11 @@ class StateKeeper:
     def forget(self) -> None:
         """Keep nothing of the model: an inventory holds what its code reads, and so may keep it alive."""
         self._inventory, self._taken = None, 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model may draw from Python's random numbers, for all that is known of its code."""
+        return self._inventory is None or self._inventory.draws
 
     def take(self) -> State | None:
         """The state as it is now; None where it cannot be taken."""
@@ -94,6 +101,9 @@ class _Builder:
         self._seen: dict[int, Any] = {}
         self._looked_at: set[int] = set()
         self._modules: set[int] = set()
+        # Attributes of those of torch that do the same whether they train or not.
+        self._indifferent: list[dict[str, Any]] = []
+        self._of_classes: dict[type, bool] = {}
         self._of_modules: set[str] = set()
         self._objects = 0
 
@@ -117,6 +127,10 @@ class _Builder:
         if sum(len(one.names) + _WEIGHT * len(one.mutable) for one in outside) > _MAX_NAMES:
             self._inventory.holders = [one for one in self._inventory.holders if one.key in self._of_modules]
             self.doubt("its code reads more than is kept in each pass")
+        if self._inventory.doubts or self._reach.names_any(_TRAINING):
+            self._inventory.modules += self._indifferent
+        # What is not known may draw, too.
+        self._inventory.draws = self._reach.draws or bool(self._inventory.doubts)
         # Keeps nothing alive, though it and its `Reach` know one another.
         self._seen.clear()
 
@@ -175,7 +189,7 @@ class _Builder:
             where = f"module {name} ({class_name(module)})" if name else f"the model ({class_name(module)})"
             own = vars(module)
             if "training" in own:
-                inventory.modules.append(own)
+                (inventory.modules if self._may_train(module) else self._indifferent).append(own)
             inventory.known.add(id(module))
             if isinstance(module, _DROPOUT):
                 inventory.dropouts.append(own)
@@ -195,6 +209,15 @@ class _Builder:
                 self._of_user(name, where, module)
             if "forward" in own:
                 self._reach.add(own["forward"])
+
+    def _may_train(self, module: torch.nn.Module) -> bool:
+        """Whether a module may do something else when it trains."""
+        cls = type(module)
+        if not is_library(cls.__module__) or all_hooks(module) or "forward" in vars(module):
+            return True
+        if cls not in self._of_classes:
+            self._of_classes[cls] = class_names(cls, "training")
+        return self._of_classes[cls]
 
     def _of_torch(self, where: str, module: torch.nn.Module) -> None:
         own = vars(module)

@@ -185,7 +185,7 @@ class Inventory:
 
     Attributes:
         holders: of names.
-        modules: attributes of all modules, for whether each trains.
+        modules: attributes of all modules to which it may matter whether they train.
         dropouts: of those with a probability.
         buffers: where each is kept.
         buffer_names: each with what tells whether a change does not matter.
@@ -195,6 +195,7 @@ class Inventory:
         doubts: what cannot be known.
         root: attributes of the model.
         forward: of the model's class.
+        draws: its code may draw from Python's random numbers, for all that is known.
     """
 
     root: dict[str, Any]
@@ -208,6 +209,7 @@ class Inventory:
     known: set[int] = field(default_factory=set)
     baseline: list[tuple[str, Callable[[], bool]]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    draws: bool = True
 
     def take(self, *, strongly: bool = False) -> State:
         """The state as it is now.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import random
 import sys
 import types
 from contextlib import suppress
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 # Of functions that are looked through.
 MAX_FUNCTIONS = 300
@@ -35,6 +36,8 @@ _READS = frozenset(
     {"read", "readline", "readlines", "read_text", "read_bytes", "fromfile", "memmap", "loadtxt", "load"}
     | {"genfromtxt", "urlopen"}
 )
+# Where the code of all modules is.
+_MODULE = "torch.nn.modules.module"
 _IMPORT = dis.opmap["IMPORT_NAME"]
 _ALWAYS = frozenset({"forward", "__call__", "__getattr__", "__getattribute__", "__torch_function__"})
 
@@ -67,10 +70,12 @@ class Reach:
 
     Attributes:
         full: there is more code than is looked through.
+        draws: some of it has the random numbers of Python's own module at hand.
     """
 
     found: Found
     full: bool = False
+    draws: bool = False
     _names: set[str] = field(default_factory=lambda: set(_ALWAYS))
     _codes: set[tuple[types.CodeType, int]] = field(default_factory=set)
     _owners: dict[int, tuple[Any, set[str]]] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class Reach:
         if isinstance(value, types.FunctionType):
             self._todo.append(value)
         elif isinstance(value, types.MethodType):
+            self.draws = self.draws or isinstance(value.__self__, random.Random)
             self.add(value.__func__)
             self.found.kept(_full_name(value.__func__), value.__self__)
         elif isinstance(value, functools.partial):
@@ -94,9 +100,17 @@ class Reach:
             self._add_module(value)
         elif isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             self._outside(value.__name__, getattr(value, "__module__", None))
+            # `random.random` is a method of a generator that has no other name.
+            if isinstance(value.__self__, random.Random):
+                self.draws = True
+                self.found.kept(value.__name__, value.__self__)
         else:
             return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType))
         return True
+
+    def names_any(self, names: Collection[str]) -> bool:
+        """Whether one of these names is in the code that was looked through."""
+        return not self._names.isdisjoint(names)
 
     def add_class(self, cls: type) -> None:
         """Something of this class is at hand: its methods may be called."""
@@ -131,6 +145,7 @@ class Reach:
     def _outside(self, what: str, module: str | None) -> None:
         """Something of the standard library, or made of no Python code."""
         top = (module or "").partition(".")[0]
+        self.draws = self.draws or top == "random"
         if top in sys.stdlib_module_names and top not in _SAME:
             self.found.doubt(f"its code uses {top if what == module else f'{top}.{what}'}")
         elif top == "builtins" and what in _OUTSIDE:
@@ -199,6 +214,17 @@ def _inside(value: Any) -> Any:
 def is_library(module: str | None) -> bool:
     """Whether a module's code gives the same for the same, for all that is known."""
     return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def class_names(cls: type, name: str) -> bool:
+    """Whether this name is in the code of a class of modules, beside that of all modules."""
+    return any(
+        name in _names_in(function.__code__)
+        for base in cls.__mro__
+        if base.__module__ != _MODULE
+        for value in vars(base).values()
+        if isinstance(function := _inside(value), types.FunctionType)
+    )
 
 
 def _full_name(function: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradwatch.agent.probe.autopsy.capsule import NUMPY, numpy_state
+from gradwatch.agent.probe.autopsy.capsule import NUMPY, PYTHON, numpy_state
 from gradwatch.agent.probe.autopsy.dissection import Collective, Dissection, Facts
 from gradwatch.agent.probe.autopsy.evidence import (
     Evidence,
@@ -137,7 +137,7 @@ def _passes(
     verdict.doubts += evidence.doubts
     if capsule.rng is not None:
         capsule.rng.restore(capsule.device)
-    numpy = numpy_state()
+    python, numpy = random.getstate(), numpy_state()
     enabled, dtype = capsule.autocast
     with torch.enable_grad(), _eager(), dissection:
         with torch.autocast(capsule.device.type, dtype=dtype, enabled=enabled):
@@ -153,6 +153,8 @@ def _passes(
             masked = masked or bad is not None
     if capsule.rng is not None and capsule.rng.numpy is None and numpy != numpy_state():
         verdict.doubts.append(NUMPY)
+    if capsule.rng is not None and capsule.rng.python is None and python != random.getstate():
+        verdict.doubts.append(PYTHON)
     if case.evidence is not None:
         entered = [leaves[place] for place in evidence.ordinals if place < len(leaves)]
         edges = [(leaf.grad_fn, leaf.output_nr) for leaf in entered]

@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.autopsy.capsule import NUMPY, nbytes_of
+from gradwatch.agent.probe.autopsy.capsule import NUMPY, PYTHON, nbytes_of
 from gradwatch.agent.probe.autopsy.child import ChildError, in_child
 from gradwatch.agent.probe.autopsy.due import Due, name_of, why_not
 from gradwatch.agent.probe.autopsy.evidence import Evidence
@@ -335,8 +335,9 @@ class Replayer:
                 told = in_child(lambda: replay(case), seconds=seconds, threads=wanted.capsule.threads)
             except ChildError as error:
                 told = not_done(str(error))
-        if NUMPY in told.get("doubts", ()):
-            self._watcher.autopsies.capsules.keeps_numpy = True
+        capsules, doubts = self._watcher.autopsies.capsules, told.get("doubts", ())
+        capsules.keeps_numpy = capsules.keeps_numpy or NUMPY in doubts
+        capsules.keeps_python = capsules.keeps_python or PYTHON in doubts
         return told
 
     def _write(self, report: _Report, told: dict[str, Any]) -> None:

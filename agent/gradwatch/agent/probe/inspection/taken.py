@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -40,11 +40,16 @@ class Taken:
 
     def changed(self, gradients: Sequence[torch.Tensor]) -> list[int]:
         """The places of those that are not as they were remembered; of all when nothing is known."""
-        ids, versions = list(map(id, gradients)), list(map(_version, gradients))
+        return self._changed(list(map(id, gradients)), list(map(_version, gradients)))
+
+    def _changed(self, ids: list[int], versions: list[int], beside: Collection[int] = ()) -> list[int]:
+        """The same by ids and versions, of those that are not in `beside`."""
         if ids == self._ids and versions == self._versions:
             return []
         seen = dict(zip(self._ids, self._versions, strict=True))
-        return [place for place, one in enumerate(ids) if seen.get(one) != versions[place]]
+        return [
+            place for place, one in enumerate(ids) if seen.get(one) != versions[place] and one not in beside
+        ]
 
     def refresh(self, gradients: Sequence[torch.Tensor], finite: set[int]) -> None:
         """Some have been changed, and are finite.
@@ -53,5 +58,9 @@ class Taken:
             gradients: all that there are now.
             finite: by id.
         """
-        if self.known and finite.issuperset(id(gradients[place]) for place in self.changed(gradients)):
-            self.remember(gradients)
+        if not self.known:
+            return
+        ids, versions = list(map(id, gradients)), list(map(_version, gradients))
+        # Often it is all of them. Else those that are not among them must be as they were.
+        if finite.issuperset(ids) or not self._changed(ids, versions, finite):
+            self._ids, self._versions = ids, versions
