@@ -76,8 +76,8 @@ class Watcher:
         self.arrivals = Arrivals()
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
-        self.losses = Losses(self._may_examine_losses)
-        self.armed = Armed()
+        self.losses = Losses(self.fuses, self._may_examine_losses)
+        self.armed = Armed(self.fuses)
         self.has_exchanged = False
         self.second_moments = SecondMoments(self)
         self.learning_rate: float | None = None

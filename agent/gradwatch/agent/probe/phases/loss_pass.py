@@ -109,10 +109,12 @@ class LossPass:
 
     def over(self) -> None:
         """The backward pass is over: nothing of the graph is kept."""
-        if self.is_bad:
-            self.look()
-        self.roots = ()
-        self.passes = []
+        try:
+            if self.is_bad:
+                self.look()
+        finally:
+            self.roots = ()
+            self.passes = []
 
 
 def settled(passes: Sequence[Pass]) -> tuple[Pass, ...]:
