@@ -98,7 +98,7 @@ class Guarding:
             self._watcher.second_moments.before(optimizer, (), {})
             return
         overflows = self._watcher.second_moments.overflows(optimizer, self._models, skipped=True)
-        if overflows or self._changed_to_bad():
+        if overflows or self._changed_to_bad(optimizer):
             self._held = HeldGradients(optimizer)
 
     def after(self, optimizer: Any) -> None:
@@ -153,7 +153,7 @@ class Guarding:
         bad = any(_is_bad(model) for model in self._models) or overflows(
             optimizer, self._models, skipped=True
         )
-        bad = bad or self._changed_to_bad()
+        bad = bad or self._changed_to_bad(optimizer)
         if bad:
             # The weights are held: what a device has seen can be replayed, once it is known.
             late = [model for model in self._models if not model.on_host]
@@ -165,7 +165,7 @@ class Guarding:
         if bad:
             self._held = HeldGradients(optimizer)
 
-    def _changed_to_bad(self) -> bool:
+    def _changed_to_bad(self, optimizer: Any) -> bool:
         """Whether the script has made gradients bad that were finite after their reduction.
 
         Nobody knows whether it has done so on all ranks. A rank that skips by itself would drift apart from
@@ -173,16 +173,18 @@ class Guarding:
         only if all see it.
         """
         changed = [model for model in self._models if model.taken_bad]
-        return bool(changed) and all(map(self._is_so_on_all_ranks, changed))
+        return bool(changed) and all(self._is_so_on_all_ranks(model, optimizer) for model in changed)
 
-    def _is_so_on_all_ranks(self, model: WatchedModel) -> bool:
+    def _is_so_on_all_ranks(self, model: WatchedModel, optimizer: Any) -> bool:
         if model.differs_by_rank or model.group_size == 1:
             return True  # they agree on it afterwards, or there is but one
         if model.group_size != world_size():
             return False
-        generation = self._watcher.settings.generation
+        # Optimizers of one round after the second have the same count: the parameter tells them apart.
+        place = _first_place(model, optimizer)
+        attempt = f"{model.root}/{model.last_round}/{model.attempts.count}/{place}"
         try:
-            return all_see(f"{generation}/{model.root}/{model.last_round}/{model.attempts.count}")
+            return all_see(f"{self._watcher.settings.generation}/{attempt}")
         except Exception as error:
             self._watcher.fuses.blow("guard of changed gradients", error)
             return False
@@ -226,3 +228,10 @@ def _is_bad(model: WatchedModel) -> bool:
         # The script threw them away by itself, and never attempted that update.
         model.bad_round = None
     return model.bad_round is not None
+
+
+def _first_place(model: WatchedModel, optimizer: Any) -> int:
+    """The place in the model of the first parameter that the optimizer updates: the same on every rank."""
+    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    places = (place for place, one in enumerate(model.parameters()) if id(one) in updated)
+    return next(places, -1)
