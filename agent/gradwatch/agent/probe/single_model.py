@@ -69,6 +69,8 @@ class SingleModel(WatchedModel):
             wrapper="",
             group_size=1,
         )
+        # They hold the parameters, which are the script's.
+        del self._given_names, self._given_keys
         self._before_telling = before_telling
         self._counted = self.parameter_ids
         self._scaled: Fact = None
@@ -251,10 +253,9 @@ class SingleModel(WatchedModel):
         self._arrived, self._old, self._spoilt = set(), set(), set()
 
     def give_up(self) -> None:
-        """It is not watched any more."""
+        """See `WatchedModel.give_up`."""
         self._abandon()
-        if self._moment is not None:
-            self._watcher.round_log.forget(self._moment)
+        super().give_up()
 
     # ------------------------------------------------------------------ about it
 

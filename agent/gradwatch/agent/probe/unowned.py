@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.model import can_be_followed, on_arrival
+from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
 from gradwatch.agent.probe.single_model import SingleModel
 
@@ -126,7 +126,7 @@ class UnownedWatch:
         if model is None:
             return
         order = self._watcher.arrivals.order
-        if self.active is None and any(own in order for own, _ in self._hooks.values()):
+        if self.active is None and not {key for key, _ in self._hooks.values()}.isdisjoint(order):
             self.active = model
             self._watcher.admit_unowned(model)
             self.outdated = False
@@ -189,7 +189,12 @@ class UnownedWatch:
             ((device, _),) = Counter(one.device for one in parameters).most_common(1)
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
-        if self.model is not None and ids == self.model.parameter_ids:
+        # One that was made since may have the identity of one that is gone, but not its hook.
+        if (
+            self.model is not None
+            and ids == self.model.parameter_ids
+            and all(map(self._is_followed, parameters))
+        ):
             self.model.held_by(optimizers)
             return
         self._drop()
@@ -208,6 +213,10 @@ class UnownedWatch:
             before_telling=lambda: None,
         )
 
+    def _is_followed(self, parameter: torch.Tensor) -> bool:
+        _, handle = self._hooks[id(parameter)]
+        return is_followed(parameter, handle)
+
     def _drop(self) -> None:
         model, self.model = self.model, None
         for _, handle in self._hooks.values():
@@ -215,7 +224,6 @@ class UnownedWatch:
         self._hooks.clear()
         self.active = None
         if model is not None:
-            model.give_up()
             self._watcher.depart(model)
 
     def _say_what_is_not_looked_at(self, optimizer: Any) -> None:

@@ -230,6 +230,7 @@ class Watcher:
 
     def depart(self, model: WatchedModel) -> None:
         """A model is not watched any more: its read-outs may still be under way."""
+        model.give_up()
         self._departed.append(model)
 
     @property
@@ -400,6 +401,7 @@ class Watcher:
     def finish(self) -> None:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
+            self.remove_gone()
             self._flush()
             self.resumed.attempted()
             self.autopsies.finish()

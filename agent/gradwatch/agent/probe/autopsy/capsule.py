@@ -221,11 +221,14 @@ class Capsules:
         # The gradient of what is larger is not kept either.
         if capsule.lost or sum(map(nbytes, tensors)) > self._cap:
             return
-        capsule.output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
-        kept = [one.values for one in capsule.output or () if one.values is not None]
+        output = record_of(tensors, finite=fact if isinstance(fact, bool) else None)
+        kept = [one.values for one in output or () if one.values is not None]
         if kept:
             self._make_room(capsule, sum(map(nbytes, kept)))
-            capsule.watch_for_changes(kept, "an output was")
+        if capsule.lost:
+            return
+        capsule.output = output
+        capsule.watch_for_changes(kept, "an output was")
 
     def entered(
         self,

@@ -44,13 +44,11 @@ class BadWeight:
         name: as the model's author knows it.
         numel: elements of the whole parameter.
         finding: what is bad in what this rank holds of it.
-        parameter: itself.
     """
 
     name: str
     numel: int
     finding: scan.Finding
-    parameter: torch.Tensor
 
     def as_message(self) -> dict[str, Any]:
         """The `BadWeight` message in its JSON mapping."""
@@ -202,7 +200,7 @@ class WeightsWatch:
         if bad is None:
             return
         # A checkpoint may be loaded before they are used: that they are bad is told if they still are then.
-        state.initial, state.bad = bool(bad), bad
+        state.initial, state.bad = bool(bad), [one for _, one in bad]
         if not bad:
             self._note(model, True, self._watcher.clock.step)
 
@@ -233,11 +231,11 @@ class WeightsWatch:
         now = (clock.attempts, self._watcher.round_log.tally.rounds if round_ is None else round_, after)
         if state.looked_at == now:
             return
-        bad = model.bad_weights()
-        if bad is None:
+        found = model.bad_weights()
+        if found is None:
             return
         state.looked_at, state.due = now, False
-        state.bad = bad
+        state.bad = bad = [one for _, one in found]
         initial, state.initial = state.initial and bool(bad), False
         self._note(model, not bad, clock.step + after)
         if not bad:
@@ -245,7 +243,8 @@ class WeightsWatch:
         elif not state.told:
             state.told = True
             self.suspect = True
-            evidence = None if initial else self._evidence(model, optimizers)
+            parameters = [parameter for parameter, _ in found]
+            evidence = None if initial else self._evidence(model, parameters, optimizers)
             self._tell(
                 model,
                 bad,
@@ -263,12 +262,13 @@ class WeightsWatch:
         self.finite = False if False in known else True if known and all(known) else None
         self.step = step
 
-    def _evidence(self, model: WatchedModel, optimizers: Sequence[Any] | None) -> Evidence | None:
+    def _evidence(
+        self, model: WatchedModel, bad: Sequence[torch.Tensor], optimizers: Sequence[Any] | None
+    ) -> Evidence | None:
         """What shows that an update has made them bad: nothing, if something else may have."""
         state = model.weights
         if state.finite_step is None or not state.updates or state.tainted:
             return None
-        bad = [one.parameter for one in state.bad]
         known = self._watcher.updates.optimizers_of(model) if optimizers is None else optimizers
         found = (evidence_in(optimizer, bad) for optimizer in known)
         evidence = next((one for one in found if one is not None), None)

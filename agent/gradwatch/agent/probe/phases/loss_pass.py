@@ -64,6 +64,7 @@ class LossPass:
         roots: nodes where it began; none once it is over.
         loss: before it was scaled, as in `Losses`.
         passes: of watched models, that it has entered; none once it is over.
+        knows_all: `passes` are all that it has entered.
         is_bad: a gradient that entered a model was, or one that left it: the graph is looked at.
         made: of a loss that is not finite, fields of the `Autopsy` message in its JSON mapping.
         facts: of its graph; None as long as nobody has asked, and where it cannot be walked.
@@ -72,6 +73,7 @@ class LossPass:
     roots: tuple[Any, ...] = ()
     loss: Number = None
     passes: list[Pass] = field(default_factory=list)
+    knows_all: bool = True
     is_bad: bool = False
     made: dict[str, Any] | None = None
     facts: GraphFacts | None = None
@@ -86,7 +88,7 @@ class LossPass:
         if not self.roots:
             return self.facts
         entrances = {entrance.node for one in self.passes for entrance in one.entrances}
-        if None in entrances:
+        if None in entrances or not self.knows_all:
             return None
         # Passes of one model share their masks. To a model, the loss is all that comes after it.
         by_model: dict[int, list[Any]] = {}
