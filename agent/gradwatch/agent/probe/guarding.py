@@ -10,6 +10,7 @@ import torch
 
 from gradwatch.agent.probe.agreement import Agreement
 from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_finite, all_fused
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.unanimous import all_see
 
@@ -183,11 +184,9 @@ class Guarding:
         # Optimizers of one round after the second have the same count: the parameter tells them apart.
         place = _first_place(model, optimizer)
         attempt = f"{model.root}/{model.last_round}/{model.attempts.count}/{place}"
-        try:
-            return all_see(f"{self._watcher.settings.generation}/{attempt}")
-        except Exception as error:
-            self._watcher.fuses.blow("guard of changed gradients", error)
-            return False
+        what = f"{self._watcher.settings.generation}/{attempt}"
+        # Also when it has failed before: others may wait for this rank.
+        return bool(self._watcher.fuses.clean_up("guard of changed gradients", all_see, what))
 
     def _agreed(self, *, bad: bool) -> bool:
         """Whether any rank sees a bad gradient. A collective, in a process group of its own."""
@@ -232,6 +231,6 @@ def _is_bad(model: WatchedModel) -> bool:
 
 def _first_place(model: WatchedModel, optimizer: Any) -> int:
     """The place in the model of the first parameter that the optimizer updates: the same on every rank."""
-    updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    updated = set(map(id, parameters_of(optimizer)))
     places = (place for place, one in enumerate(model.parameters()) if id(one) in updated)
     return next(places, -1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import replica
-from gradwatch.agent.probe.autopsy.capsule import version_of
+from gradwatch.agent.probe.autopsy.kept_values import version as version_of
 from gradwatch.agent.probe.device_look import DeviceLook
 from gradwatch.agent.probe.inspection.taken import Taken
 from gradwatch.agent.probe.inspection.weights import BadWeight, WeightsState, bad_in

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.model import WatchedModel
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.passes import Leaves, Pass, both
 from gradwatch.agent.probe.rounds import Bucket, bad_gradients
 
@@ -206,8 +207,7 @@ class SingleModel(WatchedModel):
         self.catch_up()
         own = {
             key
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            for parameter in parameters_of(optimizer)
             if (key := self._keys.get(id(parameter))) is not None
         }
         gradients = self._gradients_by_key()

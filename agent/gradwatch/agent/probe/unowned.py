@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.single_model import SingleModel
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class UnownedModel(SingleModel):
     def parameters(self) -> list[torch.Tensor]:
         """Those that are still there."""
         alive = (one for known in self._optimizers if (one := known()) is not None)
-        groups = (group for optimizer in alive for group in optimizer.param_groups)
-        found = (one for group in groups for one in group["params"] if id(one) in self.parameter_ids)
+        found = (
+            one for optimizer in alive for one in parameters_of(optimizer) if id(one) in self.parameter_ids
+        )
         return list({id(one): one for one in found}.values())
 
     def gradients(self) -> list[torch.Tensor]:
@@ -159,8 +161,7 @@ class UnownedWatch:
         trained = {
             id(one): one
             for optimizer in optimizers
-            for group in optimizer.param_groups
-            for one in group["params"]
+            for one in parameters_of(optimizer)
             if one.requires_grad and id(one) not in owned
         }
         return list(trained.values())

@@ -192,11 +192,8 @@ class Watcher:
         """Gradients of a model come that no optimizer has taken yet."""
         if self._models and model is self._models[0]:
             self.clock.new_round()
-        if self.resumed.waits and self.fuses.intact(RESUMED):
-            try:
-                self.resumed.round_begins()
-            except Exception as error:
-                self.fuses.blow(RESUMED, error)
+        if self.resumed.waits:
+            self.fuses.call(RESUMED, self.resumed.round_begins)
 
     @property
     def watching(self) -> bool:

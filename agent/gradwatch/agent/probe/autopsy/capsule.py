@@ -13,6 +13,7 @@ import torch
 
 from gradwatch.agent.probe.autopsy.evidence import OutputRecord, record_of
 from gradwatch.agent.probe.autopsy.inventory import StateKeeper
+from gradwatch.agent.probe.autopsy.kept_values import version as version_of
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class RandomState:
             random.getstate(),
             numpy_state() if numpy else None,
         )
+
+    def equals(self, other: RandomState) -> bool:
+        """Whether nothing was drawn between the two; what of the CPU is concerned."""
+        rest = self.python == other.python and self.numpy == other.numpy
+        return rest and torch.equal(self.host, other.host)
 
     def restore(self, device: torch.device) -> None:
         """Have the generators, that of this device among them, go on from here."""
@@ -350,9 +356,3 @@ def nbytes(tensor: torch.Tensor) -> int:
 def nbytes_of(capsule: Capsule) -> int:
     """What a capsule's tensors take, when it has been read back."""
     return sum(map(nbytes, Leaves((capsule.args, capsule.kwargs, capsule.entering)).tensors))
-
-
-def version_of(tensor: torch.Tensor) -> int:
-    """How often it was changed in place."""
-    # A tensor made under inference_mode has none, and raises.
-    return 0 if tensor.is_inference() else tensor._version

@@ -284,7 +284,7 @@ class Replayer:
         return told
 
     def _evidence(self, model: WatchedModel, due: Due, one: Pass) -> Evidence:
-        roots = getattr(self._watcher.losses, "roots", None) if due.roots is None else due.roots
+        roots = self._watcher.losses.roots if due.roots is None else due.roots
         return evidence_of(model, due.moment, one, due.checksums, roots)
 
     def _take_state(self, model: WatchedModel, moment: Moment, taken: Taken) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import scan
 from gradwatch.agent.probe.inspection.optimizer_evidence import (
+    GRADIENTS,
     SEEN,
     Evidence,
     evidence_in,
@@ -168,7 +169,7 @@ class WeightsWatch:
             return
         state.told = True
         settings = settings_of(optimizer, group_of(optimizer, parameter))
-        self._tell(model, [], kind="UPDATE_EVIDENCE_GRADIENTS", settings=settings, gradients=gradients)
+        self._tell(model, [], kind=GRADIENTS, settings=settings, gradients=gradients)
 
     def read_out(self, model: WatchedModel, moment: Moment, *, finite: bool | None) -> None:
         """A round has been read out from a device: whether a model's weights were finite when it began."""
@@ -184,14 +185,8 @@ class WeightsWatch:
     # ------------------------------------------------------------------ the look
 
     def _guarded(self, call: Any) -> None:
-        fuses = self._watcher.fuses
-        if not fuses.intact(PART):
-            return
         began = time.perf_counter()
-        try:
-            call()
-        except Exception as error:
-            fuses.blow(PART, error)
+        self._watcher.fuses.call(PART, call)
         self._watcher.spent(time.perf_counter() - began)
 
     def _look_when_wrapped(self, model: WatchedModel) -> None:
@@ -258,9 +253,13 @@ class WeightsWatch:
         state.finite = finite
         if finite:
             state.finite_step, state.updates, state.tainted = step, 0, False
-        known = [other.weights.finite for other in self._watcher.all_models]
-        self.finite = False if False in known else True if known and all(known) else None
+        self.finite = self._of_all()
         self.step = step
+
+    def _of_all(self) -> bool | None:
+        """Whether those of all models were finite when they were last looked at; None when not known."""
+        known = [model.weights.finite for model in self._watcher.all_models]
+        return False if False in known else True if known and all(known) else None
 
     def _evidence(
         self, model: WatchedModel, bad: Sequence[torch.Tensor], optimizers: Sequence[Any] | None
@@ -290,8 +289,7 @@ class WeightsWatch:
         if model.on_host:
             self._look_at_all(moment.round)
             self.suspect = True
-            known = [other.weights.finite for other in self._watcher.all_models]
-            finite = False if False in known else None if None in known else True
+            finite = self._of_all()
         else:
             alone = len(self._watcher.all_models) == 1
             finite = findings.weights_finite if alone or findings.weights_finite is False else None

@@ -104,7 +104,7 @@ class Armed:
             return
         for node in nodes:
             # That of a parameter stays, and would keep its hook.
-            if not node.name().endswith("AccumulateGrad"):
+            if not loss_graph.is_leaf(node):
                 self._handles.append(node.register_hook(self._hook(node, in_the_loss=node in of_the_loss)))
 
     def _remove_hooks(self) -> None:
@@ -149,7 +149,7 @@ class Armed:
 def _of_the_loss(roots: Sequence[Any]) -> list[Any]:
     """The nodes above the outputs of watched models; none where there are no such outputs."""
     marked = [node for node in loss_graph.walk(roots) if loss_graph.MARK in node.metadata]
-    return loss_graph.between(roots, set(marked)) if marked else []
+    return loss_graph.around(roots, set(marked))[0] if marked else []
 
 
 def _are_finite(gradients: Iterable[Any]) -> bool | None:

@@ -51,40 +51,29 @@ def walk(roots: Iterable[Any], stops: Collection[Any] = ()) -> Iterator[Any]:
             todo += [below for below, _ in node.next_functions if below is not None]
 
 
-def parameters_outside(roots: Iterable[Any], entrances: Collection[Any]) -> set[int]:
-    """The leaves that a loss reaches without going through the outputs of watched models.
-
-    Penalties on parameters, prototypes of the model used in the loss and second derivatives are such ways
-    around the output: a replay of the model does not repeat them.
+def around(roots: Iterable[Any], entrances: Collection[Any]) -> tuple[list[Any], list[Any]]:
+    """What a loss reaches without going through the outputs of watched models.
 
     Args:
         roots: nodes of the losses.
         entrances: nodes whose outputs have left the models.
 
     Returns:
-        The `id` of each leaf tensor that is reached.
+        The nodes of the loss itself, below the roots and above the entrances; and those of the leaves that it
+        uses by itself. Penalties on parameters, prototypes of the model used in the loss and second
+        derivatives are such ways around the output: a replay of the model does not repeat them.
 
     Raises:
         TooLargeError: the graph is too large to be walked.
     """
-    return {
-        id(node.variable)
-        for node in walk(roots, entrances)
-        if node not in entrances and node.name().endswith(_ACCUMULATES)
-    }
+    nodes = [node for node in walk(roots, entrances) if node not in entrances]
+    operators = [node for node in nodes if not is_leaf(node)]
+    return operators, [node for node in nodes if is_leaf(node)]
 
 
-def between(roots: Iterable[Any], entrances: Collection[Any]) -> list[Any]:
-    """The nodes of the loss itself: below the roots and above the outputs of watched models.
-
-    Raises:
-        TooLargeError: the graph is too large to be walked.
-    """
-    return [
-        node
-        for node in walk(roots, entrances)
-        if node not in entrances and not node.name().endswith(_ACCUMULATES)
-    ]
+def is_leaf(node: Any) -> bool:
+    """Whether gradients that come to it are accumulated in a leaf, its `variable`."""
+    return bool(node.name().endswith(_ACCUMULATES))
 
 
 def from_outside(roots: Sequence[Any], entrances: Sequence[Any]) -> dict[Any, bool | None]:

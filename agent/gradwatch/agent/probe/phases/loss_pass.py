@@ -99,9 +99,10 @@ class LossPass:
             for nodes in by_model.values():
                 found = loss_graph.from_outside(self.roots, nodes)
                 outer |= {id(node): whence for node, whence in found.items()}
+            operators, leaves = loss_graph.around(self.roots, entrances)
             self.facts = GraphFacts(
-                frozenset(loss_graph.parameters_outside(self.roots, entrances)),
-                _suspects(loss_graph.between(self.roots, entrances)),
+                frozenset(id(leaf.variable) for leaf in leaves),
+                _suspects(operators),
                 outer,
                 any(_COMPILED in node.name() for node in loss_graph.walk(self.roots)),
             )
