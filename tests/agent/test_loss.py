@@ -287,7 +287,7 @@ def test_when_it_comes_again_the_operator_has_its_line():
         armed.begins(losses.current)
         loss.backward()
         armed.over()
-        return armed.told()
+        return armed.report()
 
     zeros = torch.zeros(2, requires_grad=True)
     assert step(zeros) == {}, "it is not armed"

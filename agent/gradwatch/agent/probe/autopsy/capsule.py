@@ -1,4 +1,7 @@
-"""What is kept of a forward pass, so that it can be replayed: references, until its round is over."""
+"""What is kept of a forward pass, so that it can be replayed, until its round is over.
+
+References to what went in and came out, and copies of the state of Python and of the random generators.
+"""
 
 from __future__ import annotations
 

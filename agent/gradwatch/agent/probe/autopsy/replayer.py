@@ -277,7 +277,7 @@ class Replayer:
         )
         if armed.maker is not None and was_finite and all(one.output is True for one in due.passes):
             # Had something been bad before, the first gradient that is would only show it.
-            return {**told, **armed.told(), "missing": []}
+            return {**told, **armed.report(), "missing": []}
         facts = [one.facts for one in losses]
         if model.on_host and facts and all(one is not None and not one.is_compiled for one in facts):
             armed.arm()

@@ -1,8 +1,10 @@
-"""Whether a process's weights are finite: when it is looked at, and what is told of those that are not.
+"""Whether a process's weights are finite: when they are looked at, and what is reported of bad ones.
 
-When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are
-bad, and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only
-what the look at a round's gradients tells anyway, since nothing may wait for a device.
+They are looked at when a model is wrapped; before its first update, and after its updates as long as these
+move no weight, or with a learning rate that is not finite; beside the replica check; after a state was
+loaded; when a rank's own gradients are bad; and at the first bucket of each round after a bad one. In host
+memory exactly, by name. On a device only by what the look at a round's gradients shows anyway, since nothing
+may wait for a device.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class WeightsState:
         tainted: they may have become bad since then by what is no update, or by gradients that were bad.
         initial: they were bad when the model was wrapped.
         due: they are to be looked at when the next round begins.
-        told: that they are bad, or are about to be made so; until they are finite again.
+        reported: that they are bad, or are about to be made so; until they are finite again.
         looked_at: when that was, as numbers that change when weights may have.
     """
 
@@ -80,7 +82,7 @@ class WeightsState:
     tainted: bool = False
     initial: bool = False
     due: bool = False
-    told: bool = False
+    reported: bool = False
     looked_at: tuple[int, ...] = ()
 
 
@@ -145,7 +147,7 @@ class WeightsWatch:
         Args:
             model: whose.
             optimizers: that update it.
-            first: it is the model's first one.
+            first: no update before it has moved a weight, or its learning rate is not finite.
         """
         model.weights.updates += 1
         if first:
@@ -165,11 +167,11 @@ class WeightsWatch:
         self.suspect = True
         state = model.weights
         state.tainted = True
-        if state.told:
+        if state.reported:
             return
-        state.told = True
+        state.reported = True
         settings = settings_of(optimizer, group_of(optimizer, parameter))
-        self._tell(model, [], kind=GRADIENTS, settings=settings, gradients=gradients)
+        self._record(model, [], kind=GRADIENTS, settings=settings, gradients=gradients)
 
     def read_out(self, model: WatchedModel, moment: Moment, *, finite: bool | None) -> None:
         """A round has been read out from a device: whether a model's weights were finite when it began."""
@@ -177,10 +179,10 @@ class WeightsWatch:
             return
         self._note(model, finite, moment.step)
         if finite:
-            model.weights.told = False
-        elif not model.weights.told:
-            model.weights.told = True
-            self._tell(model, [], step=moment.step, round_=moment.round)
+            model.weights.reported = False
+        elif not model.weights.reported:
+            model.weights.reported = True
+            self._record(model, [], step=moment.step, round_=moment.round)
 
     # ------------------------------------------------------------------ the look
 
@@ -194,7 +196,7 @@ class WeightsWatch:
         bad = model.bad_weights()
         if bad is None:
             return
-        # A checkpoint may be loaded before they are used: that they are bad is told if they still are then.
+        # A checkpoint may be loaded before they are used: they are reported if they still are bad then.
         state.initial, state.bad = bool(bad), [one for _, one in bad]
         if not bad:
             self._note(model, True, self._watcher.clock.step)
@@ -214,7 +216,7 @@ class WeightsWatch:
         after: bool = False,
         round_: int | None = None,
     ) -> None:
-        """Look at the weights of a model, and tell of them if they have become bad.
+        """Look at the weights of a model, and report them if they have become bad.
 
         Args:
             model: the model.
@@ -234,13 +236,13 @@ class WeightsWatch:
         initial, state.initial = state.initial and bool(bad), False
         self._note(model, not bad, clock.step + after)
         if not bad:
-            state.told = False
-        elif not state.told:
-            state.told = True
+            state.reported = False
+        elif not state.reported:
+            state.reported = True
             self.suspect = True
             parameters = [parameter for parameter, _ in found]
             evidence = None if initial else self._evidence(model, parameters, optimizers)
-            self._tell(
+            self._record(
                 model,
                 bad,
                 kind=None if evidence is None else evidence.kind,
@@ -282,7 +284,7 @@ class WeightsWatch:
             return Evidence(SEEN, settings)
         return evidence
 
-    # ------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------ what is reported
 
     def _facts(self, model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
         moment, state = findings.moment, model.weights
@@ -303,7 +305,7 @@ class WeightsWatch:
             facts["weights_finite_step"] = state.finite_step
         return facts
 
-    def _tell(
+    def _record(
         self,
         model: WatchedModel,
         bad: Sequence[BadWeight],

@@ -116,18 +116,18 @@ class Armed:
         if before is not None and torch.is_anomaly_enabled() and not torch.is_anomaly_check_nan_enabled():
             torch.set_anomaly_enabled(*before)
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Fields of the `Autopsy` message of the maker; none when there is none."""
         maker = self.maker
         if maker is None:
             return {}
-        told: dict[str, Any] = {
+        report: dict[str, Any] = {
             "phase": "PHASE_LOSS" if maker.in_the_loss else "PHASE_BACKWARD",
             "operator": maker.operator,
         }
         if maker.line is not None:
-            told |= {"source": named(maker.line), "code": code_of(maker.line)}
-        return told
+            report |= {"source": named(maker.line), "code": code_of(maker.line)}
+        return report
 
     def _hook(self, node: Any, *, in_the_loss: bool) -> Any:
         name = loss_graph.operator_of(node)

@@ -1,7 +1,8 @@
 """The part of an autograd graph that lies between a loss and the outputs of watched models.
 
 Only the nodes and their edges are walked, which outlive the backward pass as long as its root is kept; the
-tensors that the nodes have saved do not. A walk of 546 nodes takes 0.6 ms, so it is made on a hit only.
+tensors that the nodes have saved do not. A walk of 546 nodes takes 0.6 ms, so it is made on a hit only, and
+in the backward passes that are looked at closely after a fault.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ def walk(roots: Iterable[Any], stops: Collection[Any] = ()) -> Iterator[Any]:
     Raises:
         TooLargeError: there are more than `MAX_NODES`.
     """
+    for number, node in enumerate(walk_all(roots, stops)):
+        if number >= MAX_NODES:
+            raise TooLargeError
+        yield node
+
+
+def walk_all(roots: Iterable[Any], stops: Collection[Any] = ()) -> Iterator[Any]:
+    """The same, however many there are."""
     # The wrappers of nodes are kept, since the identity of a node is that of its wrapper.
     seen: set[Any] = set()
     todo = list(roots)
@@ -43,8 +52,6 @@ def walk(roots: Iterable[Any], stops: Collection[Any] = ()) -> Iterator[Any]:
         node = todo.pop()
         if node in seen:
             continue
-        if len(seen) >= MAX_NODES:
-            raise TooLargeError
         seen.add(node)
         yield node
         if node not in stops:

@@ -84,7 +84,7 @@ class LossPass:
             self.passes.append(one)
 
     def look(self) -> GraphFacts | None:
-        """What its graph shows by now; None when that cannot be told."""
+        """What its graph shows by now; None when that is not known."""
         if not self.roots:
             return self.facts
         entrances = {entrance.node for one in self.passes for entrance in one.entrances}
@@ -169,47 +169,47 @@ def refine(origin: Origin, bad: Collection[int], passes: Iterable[Pass]) -> tupl
 
 
 def completed(
-    told: dict[str, Any], phase: str | None, passes: Iterable[Pass], *, alone: bool = False
+    report: dict[str, Any], phase: str | None, passes: Iterable[Pass], *, alone: bool = False
 ) -> dict[str, Any]:
     """Fields of an `Autopsy` that named no operator, with the one that the loss shows.
 
     Args:
-        told: its fields in their JSON mapping.
+        report: its fields in their JSON mapping.
         phase: of the finding; None when not known.
         passes: of the model, in which it arose.
         alone: no model is wrapped, so that the graph is that of the model and of its loss.
     """
-    if told.get("operator") is not None or told["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
-        return told
+    if report.get("operator") is not None or report["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
+        return report
     losses = [one.loss for one in passes if one.loss is not None]
     loss = next((one for one in losses if one.is_bad or one.made is not None), next(iter(losses), None))
     if loss is None:
-        return told
-    missing = list(told.get("missing", ()))
+        return report
+    missing = list(report.get("missing", ()))
     facts = loss.look()
     around = facts is not None and bool(facts.outside)
-    outside = phase is None and around and told["replay"] == "REPLAY_FINITE"
+    outside = phase is None and around and report["replay"] == "REPLAY_FINITE"
     if loss.made is not None and (phase == "PHASE_LOSS" or outside or (alone and phase is None)):
         # What trains alone has its model in that graph.
         whole = alone and not (facts is not None and facts.outer)
         made = {**loss.made, "phase": "PHASE_FORWARD"} if whole else loss.made
-        return {**told, **made, "missing": [*missing, *made.get("missing", ())]}
+        return {**report, **made, "missing": [*missing, *made.get("missing", ())]}
     if facts is None or not (phase == "PHASE_LOSS" or outside or (alone and phase == "PHASE_BACKWARD")):
-        return told
+        return report
     if len(facts.suspects) != 1:
         if outside:
-            told = {**told, "phase": "PHASE_LOSS"}
+            report = {**report, "phase": "PHASE_LOSS"}
         if facts.suspects:
             named = ", ".join(facts.suspects[:_NAMED])
             missing.append(f"no operator is named: in the loss it may be one of {named}")
-        return {**told, "missing": missing}
+        return {**report, "missing": missing}
     (suspect,) = facts.suspects
     missing.append(
         f"it was not seen but inferred: of the operators of the loss only {suspect} can be finite with a "
         "derivative that is not; its line is not known"
     )
     began = "PHASE_BACKWARD" if alone else "PHASE_LOSS"
-    return {**told, "phase": began, "operator": suspect, "missing": missing}
+    return {**report, "phase": began, "operator": suspect, "missing": missing}
 
 
 def _suspects(nodes: Iterable[Any]) -> tuple[str, ...]:
