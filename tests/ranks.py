@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REPOSITORY = Path(__file__).parent.parent
+# Until this process ends.
+_RESERVED: list[socket.socket] = []
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,18 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+def reserved_port() -> int:
+    """A port for a process group that nobody else is given before its first rank listens on it.
+
+    It stays bound here. Whoever also sets SO_REUSEADDR, as torch's store does, may listen on it all the same.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _RESERVED.append(sock)
+    return int(sock.getsockname()[1])
 
 
 def environment(rank: int, world_size: int, port: int, spool: Path | None, **extra: str) -> dict[str, str]:
@@ -60,7 +74,7 @@ def start_ranks(
     **extra: str,
 ) -> list[subprocess.Popen[str]]:
     """Start `python -m module arguments…` once per rank; all with one spool, or each with its own."""
-    port = free_port()
+    port = reserved_port()
     spools = spool if isinstance(spool, (list, tuple)) else [spool] * world_size
     return [
         subprocess.Popen(

@@ -124,6 +124,15 @@ def test_older_capsules_make_room_and_a_large_one_is_not_kept():
     assert "at most" in third.why_not()
 
 
+def test_a_capsule_whose_output_takes_too_much_room_keeps_nothing():
+    values = torch.ones(10)
+    capsules = Capsules(cap_bytes=values.nbytes + 8)
+    capsule = capsules.begin((values,), {}, [values], None, tuple)
+    capsules.left(capsule, [torch.full((4,), float("nan"))], False)
+    assert "at most" in capsule.lost
+    assert (capsule.output, capsule._versions, capsule.nbytes) == (None, [], 0)
+
+
 def test_a_capsule_that_is_gone_takes_no_room():
     capsules = Capsules(cap_bytes=100)
     first = begin(capsules, torch.zeros(20))

@@ -9,14 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gradwatch.agent.probe import activate
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.losses import Losses
-from gradwatch.agent.probe.passes import Origin, Passes
+from gradwatch.agent.probe.passes import Origin, Pass, Passes
+from gradwatch.agent.probe.phases import armed as armed_module
 from gradwatch.agent.probe.phases import loss_graph
 from gradwatch.agent.probe.phases.armed import Armed
 from gradwatch.agent.probe.phases.loss_maker import made_by
 from gradwatch.agent.probe.phases.loss_pass import completed, refine, settled
+from gradwatch.agent.probe.settings import Settings
+from gradwatch.agent.probe.single import SingleWatch
+from gradwatch.agent.probe.watcher import Watcher
 
 NAN = float("nan")
 NOT_DONE = {"replay": "REPLAY_NOT_DONE", "reason": "the loss made it"}
@@ -123,7 +128,7 @@ class Run:
     """One backward pass through models that are watched as DDP's are."""
 
     def __init__(self) -> None:
-        self.losses = Losses()
+        self.losses = Losses(Fuses())
         self.models: dict[int, Passes] = {}
 
     def forward(self, model: nn.Module, *args: torch.Tensor):
@@ -274,7 +279,7 @@ def test_nothing_of_the_graph_is_kept_after_the_pass():
 
 
 def test_when_it_comes_again_the_operator_has_its_line():
-    losses, armed = Losses(), Armed()
+    losses, armed = Losses(Fuses()), Armed(Fuses())
 
     def step(values):
         loss = (values * 2).pow(2).sum().sqrt()  # the line
@@ -282,7 +287,7 @@ def test_when_it_comes_again_the_operator_has_its_line():
         armed.begins(losses.current)
         loss.backward()
         armed.over()
-        return armed.told()
+        return armed.report()
 
     zeros = torch.zeros(2, requires_grad=True)
     assert step(zeros) == {}, "it is not armed"
@@ -299,18 +304,126 @@ def test_when_it_comes_again_the_operator_has_its_line():
 
 
 def test_somebody_elses_anomaly_mode_stays():
-    armed = Armed()
+    armed = Armed(Fuses())
     with torch.autograd.set_detect_anomaly(True):
         armed.arm()
         for _ in range(20):
             loss = torch.ones(1, requires_grad=True).sum()
-            losses = Losses()
+            losses = Losses(Fuses())
             losses.backward_begins(loss)
             armed.begins(losses.current)
             loss.backward()
             armed.over()
         assert torch.is_anomaly_enabled()
         assert torch.is_anomaly_check_nan_enabled()
+
+
+class PlantedError(Exception):
+    """A fault of the probe."""
+
+
+def planted(*_: object) -> bool:
+    raise PlantedError
+
+
+def test_a_hook_that_fails_does_not_break_the_pass_and_ends_the_close_look(monkeypatch, capsys):
+    fuses = Fuses()
+    losses, armed = Losses(fuses), Armed(fuses)
+    armed.arm()
+    assert torch.is_anomaly_enabled()
+    monkeypatch.setattr("gradwatch.agent.probe.scan.is_finite", planted)
+    values = torch.ones(2, requires_grad=True)
+    loss = (values * 2).sum()
+    losses.backward_begins(loss)
+    armed.begins(losses.current)
+    loss.backward()
+    armed.over()
+    assert values.grad.tolist() == [2.0, 2.0]
+    assert list(fuses.counts) == ["armed"]
+    assert not torch.is_anomaly_enabled(), "the lines of forward operators are still kept"
+    armed.arm()
+    assert not torch.is_anomaly_enabled(), "what is off is armed again"
+    assert "PlantedError" in capsys.readouterr().err
+
+
+def test_a_graph_that_is_too_large_is_not_looked_at_closely(monkeypatch):
+    fuses = Fuses()
+    losses, armed = Losses(fuses), Armed(fuses)
+    armed.arm()
+    monkeypatch.setattr(loss_graph, "MAX_NODES", 2)
+    loss = (torch.ones(2, requires_grad=True) * 2 + 1).sum()
+    losses.backward_begins(loss)
+    armed.begins(losses.current)
+    armed.over()
+    assert not torch.is_anomaly_enabled()
+    assert not fuses.counts
+
+
+class Sharded(torch.Tensor):
+    """One whose values are computed by all ranks together."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    def __init__(self, held):
+        self._local_tensor = held
+
+    @classmethod
+    def __torch_dispatch__(cls, *_):
+        raise AssertionError("something was computed with the whole tensor")
+
+
+def test_of_sharded_gradients_only_the_own_part_is_looked_at():
+    assert armed_module._are_finite([Sharded(torch.ones(2)), None]) is True
+    assert armed_module._are_finite([Sharded(torch.tensor([NAN]))]) is False
+    within = Sharded(Sharded(torch.ones(2)))
+    assert armed_module._are_finite([torch.ones(1), within]) is None, "nobody knows it here"
+    assert armed_module._are_finite([torch.tensor([NAN]), within]) is False
+
+
+@pytest.mark.parametrize("part", ["_roots", "scalar"])
+def test_a_loss_that_cannot_be_looked_at_leaves_nothing_of_the_one_before(part, monkeypatch):
+    fuses = Fuses()
+    losses = Losses(fuses)
+    losses.backward_begins(torch.ones(1, requires_grad=True).sum())
+    losses.backward_over()
+    monkeypatch.setattr(f"gradwatch.agent.probe.losses.{part}", planted)
+    for _ in range(2):
+        losses.backward_begins(torch.ones(1, requires_grad=True).sum())
+        assert losses.roots == ()
+        assert losses.current.loss is None
+        losses.backward_over()
+    assert fuses.counts == {"losses": 1}
+
+
+def test_a_backward_pass_is_let_go_when_the_look_at_it_has_failed(monkeypatch):
+    fuses = Fuses()
+    losses = Losses(fuses)
+    for _ in range(2):
+        losses.backward_begins(torch.ones(1, requires_grad=True).sum())
+        losses.current.is_bad = True
+        losses.current.entered(Pass())
+        monkeypatch.setattr("gradwatch.agent.probe.phases.loss_pass.LossPass.look", planted)
+        losses.backward_over()
+        assert (losses.roots, losses.current.passes) == ((), [])
+    assert list(fuses.counts) == ["losses"]
+
+
+def test_the_recorder_s_fuse_is_not_that_of_the_losses(monkeypatch, tmp_path):
+    """Each backward pass is let go, whatever else of the probe is off."""
+    begun: list[tuple] = []
+    monkeypatch.setattr(activate, "patch_backward", lambda *calls: begun.append(calls))
+    settings = Settings.from_environment({"GRADWATCH_SPOOL": str(tmp_path)})
+    watcher = Watcher(settings)
+    activate._patch_backward(watcher, SingleWatch(watcher))
+    ((begins, ended),) = begun
+    watcher.fuses.blow("recorder", PlantedError())
+    loss = torch.ones(1, requires_grad=True).sum()
+    begins(loss, None)
+    assert watcher.losses.roots == (loss.grad_fn,)
+    ended(False)
+    assert watcher.losses.roots == ()
 
 
 # ---------------------------------------------------------------- masks

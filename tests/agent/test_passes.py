@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
+import weakref
 from collections import OrderedDict
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from gradwatch.agent.probe.fuses import Fuses
 from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.passes import Leaves, Origin, Pass, Passes, both, origin_of
+from gradwatch.agent.probe.phases.loss_pass import LossPass
 from gradwatch.agent.probe.tally import OVERFLOWS_IN_A_ROW
 from tests.ranks import run_ranks
 from tests.training.phases import BAD_STEP, CASES, COLLAPSE, STEPS
@@ -239,6 +242,33 @@ def test_of_passes_that_are_never_gone_through_not_all_are_kept():
     for _ in range(1000):
         known.entered((), {}, None)
     assert len(known._passes) == 256
+
+
+def test_a_pass_that_nobody_releases_does_not_keep_its_graph():
+    known = passes()
+    weight = torch.ones(2, requires_grad=True)
+    output = weight * 2
+    known.left(known.entered((), {}, None), output)
+    output.sum().backward()
+    (taken,) = known.take()
+    assert taken.entrances, "the pass keeps the nodes by which gradients have entered"
+    there = weakref.ref(weight)
+    gc.disable()
+    try:
+        del weight, output, taken
+        assert there() is None, "it waits for the garbage collector"
+    finally:
+        gc.enable()
+
+
+def test_a_backward_pass_through_a_forward_pass_that_is_forgotten_shows_nothing_of_its_loss():
+    loss = LossPass((object(),))
+    known = Passes(HostLook().fact, lambda: 0, Fuses(), [].append, list, loss=lambda: loss)
+    output = torch.ones(2, requires_grad=True) * 2
+    known.left(known.entered((), {}, None), output)
+    known.let_go()
+    output.sum().backward()
+    assert loss.look() is None
 
 
 def test_a_look_that_fails_is_not_raised_into_the_backward_pass(capsys):

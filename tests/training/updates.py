@@ -258,6 +258,19 @@ def one_rank_edits() -> None:
     loop(net(), between=edit)
 
 
+def each_rank_edits_another() -> None:
+    """One optimizer for each parameter: the ranks edit gradients of the second and of the third."""
+    model = DistributedDataParallel(net())
+    optimizers = [torch.optim.SGD([one], lr=0.01) for one in model.parameters()]
+    for step in range(STEPS):
+        model.zero_grad()
+        model(batch(step)).pow(2).mean().backward()
+        edited = (model.module[0].bias, model.module[2].weight)[dist.get_rank()]
+        edited.grad.mul_(NAN if step == BAD_STEP else 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -265,6 +278,7 @@ CASES = {
         *(overwritten, poisoned_checkpoint, bad_batch, uninitialised),
         *(loaded_later, clipped),
         *(penalty, by_hand, bare_head, wrapped_later, two_optimizers, one_rank_edits),
+        each_rank_edits_another,
     )
 }
 

@@ -18,7 +18,6 @@ from gradwatch.agent.probe.fsdp import FSDPWatch
 from gradwatch.agent.probe.inspection.updates import PART as UPDATES
 from gradwatch.agent.probe.inspection.updates import patch_gradient_changes
 from gradwatch.agent.probe.passes import PART
-from gradwatch.agent.probe.phases.armed import PART as ARMED
 from gradwatch.agent.probe.resumed import PART as RESUMED
 from gradwatch.agent.probe.round_log import RECORDER
 from gradwatch.agent.probe.saves import patch_saves
@@ -94,17 +93,7 @@ def activate() -> Probe | None:
 
 def _guarded(watcher: Watcher, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """A part of the probe under its fuse: never raises."""
-    fuses = watcher.fuses
-
-    def run(*args: Any) -> Any:
-        if fuses.intact(part):
-            try:
-                return call(*args)
-            except Exception as error:
-                fuses.blow(part, error)
-        return None
-
-    return run
+    return functools.partial(watcher.fuses.call, part, call)
 
 
 def _each(*calls: Callable[..., Any]) -> Callable[..., None]:
@@ -129,25 +118,21 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
 
     unowned = watcher.unowned
     unowned_begins = _guarded(watcher, UNOWNED, unowned.backward_begins)
-    loss_begins = _guarded(watcher, RECORDER, watcher.losses.backward_begins)
+    losses, armed = watcher.losses, watcher.armed
 
-    def begins(losses: Any, gradients: Any) -> None:
+    def begins(roots: Any, gradients: Any) -> None:
         if arrivals.backward_begins():
             remove_gone()
-            loss_begins(losses)
-            armed_begins()
-            single_begins(losses, gradients)
+            losses.backward_begins(roots)
+            armed.begins(losses.current)
+            single_begins(roots, gradients)
             if unowned.outdated or unowned.model is not None:
-                unowned_begins(losses, gradients)
-
-    loss_over = _guarded(watcher, RECORDER, watcher.losses.backward_over)
-    armed_begins = _guarded(watcher, ARMED, lambda: watcher.armed.begins(watcher.losses.current))
-    armed_over = _guarded(watcher, ARMED, watcher.armed.over)
+                unowned_begins(roots, gradients)
 
     def ended(failed: bool) -> None:
         if arrivals.backward_ended(failed):
-            loss_over()
-            armed_over()
+            losses.backward_over()
+            armed.over()
 
     patch_backward(begins, ended)
     arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))

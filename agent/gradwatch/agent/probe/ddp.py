@@ -114,24 +114,21 @@ class DDPWatch:
         self._watcher.add(model)
         weakref.finalize(ddp, self._watcher.leave, model).atexit = False
 
+    def _attach_if_hooked(self, ddp: Any, parameters: Any) -> None:
+        if _uses_python_reducer(ddp):
+            self._watcher.unwatched(
+                "DistributedDataParallel runs with torch.compile's python_reducer, which calls no comm hook"
+            )
+        else:
+            self.attach(ddp, parameters)
+
     def _wrap_init_helper(self) -> None:
         original = DistributedDataParallel._ddp_init_helper
 
         @functools.wraps(original)
         def _ddp_init_helper(ddp: Any, parameters: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(ddp, parameters, *args, **kwargs)
-            fuses = self._watcher.fuses
-            if fuses.intact("attach"):
-                try:
-                    if _uses_python_reducer(ddp):
-                        self._watcher.unwatched(
-                            "DistributedDataParallel runs with torch.compile's python_reducer, "
-                            "which calls no comm hook"
-                        )
-                    else:
-                        self.attach(ddp, parameters)
-                except Exception as error:
-                    fuses.blow("attach", error)
+            self._watcher.fuses.call("attach", self._attach_if_hooked, ddp, parameters)
             return result
 
         DistributedDataParallel._ddp_init_helper = _ddp_init_helper
@@ -197,13 +194,8 @@ class DDPWatch:
     def _guarded(self, part: str, ddp: Any, call: Callable[[DDPModel], None]) -> None:
         """Tell a watched model something. Never raises."""
         model = self._models.get(ddp)
-        fuses = self._watcher.fuses
-        if model is None or not fuses.intact(part):
-            return
-        try:
-            call(model)
-        except Exception as error:
-            fuses.blow(part, error)
+        if model is not None:
+            self._watcher.fuses.call(part, call, model)
 
     def _put_inside(self, reducer: Any, inner: Callable[[GradBucket], Any]) -> bool:
         model = self._reducers.get(reducer)
@@ -216,17 +208,10 @@ class DDPWatch:
 def _comm_hook(model: DDPModel, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Look, reduce, and remember the reduction. Only the reduction may raise."""
     fuses = model.fuses
-    if fuses.intact("scan"):
-        try:
-            model.before_reduction(bucket)
-        except Exception as error:
-            fuses.blow("scan", error)
+    fuses.call("scan", model.before_reduction, bucket)
     reduction = model.inner(bucket)
-    if fuses.intact("scan") and fuses.intact("reduced"):
-        try:
-            model.after_launch(bucket, reduction)
-        except Exception as error:
-            fuses.blow("reduced", error)
+    if fuses.intact("scan"):
+        fuses.call("reduced", model.after_launch, bucket, reduction)
     return reduction
 
 

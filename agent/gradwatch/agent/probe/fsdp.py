@@ -118,12 +118,8 @@ class FSDPWatch:
         def _lazy_init(state: Any) -> Any:
             is_new = state._is_root is None
             result = original(state)
-            fuses = self._watcher.fuses
-            if is_new and state._is_root and fuses.intact(_ATTACH):
-                try:
-                    self._attach(state)
-                except Exception as error:
-                    fuses.blow(_ATTACH, error)
+            if is_new and state._is_root:
+                self._watcher.fuses.call(_ATTACH, self._attach, state)
             return result
 
         return _lazy_init
@@ -167,13 +163,8 @@ class FSDPWatch:
 
     def _guarded(self, part: str, model: FSDPModel | None, call: Callable[[FSDPModel], None]) -> None:
         """Tell a watched model something. Never raises."""
-        fuses = self._watcher.fuses
-        if model is None or not fuses.intact(part):
-            return
-        try:
-            call(model)
-        except Exception as error:
-            fuses.blow(part, error)
+        if model is not None:
+            self._watcher.fuses.call(part, call, model)
 
 
 def _in_backward(state: Any) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Fuses:
@@ -24,6 +27,27 @@ class Fuses:
     def intact(self, part: str) -> bool:
         """Whether the part still works."""
         return part not in self.counts
+
+    def call(self, part: str, call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        """Call something of `part` while that works. Never raises.
+
+        Returns:
+            What it gives; None when it fails, and while the part is off.
+        """
+        if self.intact(part):
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:
+                self.blow(part, error)
+        return None
+
+    def clean_up(self, part: str, call: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        """The same for what has to be done also when the part is off: it lets go of what the part holds."""
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            self.blow(part, error)
+            return None
 
     def blow(self, part: str, error: Exception) -> None:
         """Count a failure of `part`; the first also says so on stderr.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import scan
+from gradwatch.agent.probe.parameters import parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -106,8 +107,7 @@ class HeldGradients:
     def __init__(self, optimizer: Any) -> None:
         self._held = [
             (parameter, parameter.grad)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            for parameter in parameters_of(optimizer)
             if parameter.grad is not None
         ]
         for parameter, _ in self._held:

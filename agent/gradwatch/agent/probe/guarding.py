@@ -10,6 +10,7 @@ import torch
 
 from gradwatch.agent.probe.agreement import Agreement
 from gradwatch.agent.probe.guard import HeldGradients, SkipCount, after_closure, all_finite, all_fused
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.rank import world_size
 from gradwatch.agent.probe.unanimous import all_see
 
@@ -98,7 +99,7 @@ class Guarding:
             self._watcher.second_moments.before(optimizer, (), {})
             return
         overflows = self._watcher.second_moments.overflows(optimizer, self._models, skipped=True)
-        if overflows or self._changed_to_bad():
+        if overflows or self._changed_to_bad(optimizer):
             self._held = HeldGradients(optimizer)
 
     def after(self, optimizer: Any) -> None:
@@ -153,7 +154,7 @@ class Guarding:
         bad = any(_is_bad(model) for model in self._models) or overflows(
             optimizer, self._models, skipped=True
         )
-        bad = bad or self._changed_to_bad()
+        bad = bad or self._changed_to_bad(optimizer)
         if bad:
             # The weights are held: what a device has seen can be replayed, once it is known.
             late = [model for model in self._models if not model.on_host]
@@ -165,7 +166,7 @@ class Guarding:
         if bad:
             self._held = HeldGradients(optimizer)
 
-    def _changed_to_bad(self) -> bool:
+    def _changed_to_bad(self, optimizer: Any) -> bool:
         """Whether the script has made gradients bad that were finite after their reduction.
 
         Nobody knows whether it has done so on all ranks. A rank that skips by itself would drift apart from
@@ -173,19 +174,19 @@ class Guarding:
         only if all see it.
         """
         changed = [model for model in self._models if model.taken_bad]
-        return bool(changed) and all(map(self._is_so_on_all_ranks, changed))
+        return bool(changed) and all(self._is_so_on_all_ranks(model, optimizer) for model in changed)
 
-    def _is_so_on_all_ranks(self, model: WatchedModel) -> bool:
+    def _is_so_on_all_ranks(self, model: WatchedModel, optimizer: Any) -> bool:
         if model.differs_by_rank or model.group_size == 1:
             return True  # they agree on it afterwards, or there is but one
         if model.group_size != world_size():
             return False
-        generation = self._watcher.settings.generation
-        try:
-            return all_see(f"{generation}/{model.root}/{model.last_round}/{model.attempts.count}")
-        except Exception as error:
-            self._watcher.fuses.blow("guard of changed gradients", error)
-            return False
+        # Optimizers of one round after the second have the same count: the parameter tells them apart.
+        place = _first_place(model, optimizer)
+        attempt = f"{model.root}/{model.last_round}/{model.attempts.count}/{place}"
+        what = f"{self._watcher.settings.generation}/{attempt}"
+        # Also when it has failed before: others may wait for this rank.
+        return bool(self._watcher.fuses.clean_up("guard of changed gradients", all_see, what))
 
     def _agreed(self, *, bad: bool) -> bool:
         """Whether any rank sees a bad gradient. A collective, in a process group of its own."""
@@ -226,3 +227,10 @@ def _is_bad(model: WatchedModel) -> bool:
         # The script threw them away by itself, and never attempted that update.
         model.bad_round = None
     return model.bad_round is not None
+
+
+def _first_place(model: WatchedModel, optimizer: Any) -> int:
+    """The place in the model of the first parameter that the optimizer updates: the same on every rank."""
+    updated = set(map(id, parameters_of(optimizer)))
+    places = (place for place, one in enumerate(model.parameters()) if id(one) in updated)
+    return next(places, -1)

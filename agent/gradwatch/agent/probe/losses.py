@@ -16,12 +16,14 @@ from gradwatch.agent.probe.phases.loss_pass import LossPass
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from gradwatch.agent.probe.fuses import Fuses
     from gradwatch.agent.probe.passes import Pass
 
 # A number that the host knows; on a device a float64 of shape (), which nobody waits for; None for not known.
 Number: TypeAlias = "float | torch.Tensor | None"
 
-
+# The part of the probe, for its fuse.
+PART = "losses"
 # Losses that are not finite and whose graph is looked at, of one process: each takes a forked child.
 LOOKED_AT = 8
 _SECONDS = 5.0
@@ -31,6 +33,7 @@ class Losses:
     """What is known of the newest loss.
 
     Args:
+        fuses: of the process.
         examines: whether the graph of a loss that is not finite is worth a look: it is not where a model's
             output was not finite either.
 
@@ -40,7 +43,8 @@ class Losses:
         current: the backward pass under way, or the newest one.
     """
 
-    def __init__(self, examines: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, fuses: Fuses, examines: Callable[[], bool] = lambda: True) -> None:
+        self._fuses = fuses
         self.loss: Number = None
         self.scale: Number = None
         self.current = LossPass()
@@ -61,10 +65,17 @@ class Losses:
         self._is_scaled = True
 
     def backward_begins(self, tensors: Any) -> None:
-        """A backward pass begins at these."""
-        if not self._is_scaled:
-            self.loss, self.scale = scalar(tensors), None
-        self._is_scaled = False
+        """A backward pass begins at these. Never raises."""
+        is_scaled, self._is_scaled = self._is_scaled, False
+        # What is known of the one before is not of this one, whatever fails below.
+        self.current = LossPass()
+        if not is_scaled:
+            self.loss = self.scale = None
+        self._fuses.call(PART, self._begin, tensors, is_scaled=is_scaled)
+
+    def _begin(self, tensors: Any, *, is_scaled: bool) -> None:
+        if not is_scaled:
+            self.loss = scalar(tensors)
         self.current = LossPass(_roots(tensors), self.loss)
         # Where the scale alone makes it infinite, the loss is none to be looked at.
         if isinstance(self.loss, float) and not math.isfinite(self.loss) and self._left and self._examines():
@@ -84,8 +95,8 @@ class Losses:
                 self.current.entered(one)
 
     def backward_over(self) -> None:
-        """It is over."""
-        self.current.over()
+        """It is over: nothing of its graph is kept. Never raises."""
+        self._fuses.clean_up(PART, self.current.over)
 
 
 def _roots(tensors: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe import replica
-from gradwatch.agent.probe.autopsy.capsule import version_of
+from gradwatch.agent.probe.autopsy.kept_values import version as version_of
 from gradwatch.agent.probe.device_look import DeviceLook
 from gradwatch.agent.probe.inspection.taken import Taken
 from gradwatch.agent.probe.inspection.weights import BadWeight, WeightsState, bad_in
@@ -443,6 +443,15 @@ class WatchedModel:
             log.tally.settle(moment)
             watcher.autopsies.round_over(self, moment, bad=None)
 
+    def give_up(self) -> None:
+        """It is not watched any more: nothing is waited for that will not come."""
+        moment, self._moment = self._moment, None
+        if moment is not None:
+            # An exception has left its backward pass.
+            self._watcher.round_log.forget(moment)
+            self._watcher.autopsies.forget(moment)
+        self._let_go()
+
     def update_over(self) -> None:
         """An attempt of an update is over."""
         self._let_go()
@@ -463,14 +472,14 @@ class WatchedModel:
         self._moved, self._weights_before = now != self._weights_before, now
         return True
 
-    def bad_weights(self) -> list[BadWeight] | None:
-        """Those that are not finite, in the order of the model; None on a device."""
+    def bad_weights(self) -> list[tuple[torch.Tensor, BadWeight]] | None:
+        """Those that are not finite, in the order of the model, each with its finding; None on a device."""
         if not self.on_host:
             return None
         found = [(one, finding) for one, held in self._held_weights() if (finding := bad_in(held))]
         infos = self._infos_of([parameter for parameter, _ in found])
         return [
-            BadWeight(info.name, info.numel, finding, parameter)
+            (parameter, BadWeight(info.name, info.numel, finding))
             for info, (parameter, finding) in zip(infos, found, strict=True)
         ]
 

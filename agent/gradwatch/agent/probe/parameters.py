@@ -108,6 +108,11 @@ def _unknown(parameter: torch.Tensor) -> ParameterInfo:
     return ParameterInfo("<unknown>", "", "", tuple(parameter.shape), dtype_name(parameter.dtype))
 
 
+def parameters_of(optimizer: Any) -> list[torch.Tensor]:
+    """Those that an optimizer updates, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of it: any computation with a DTensor may be a collective."""
     held: torch.Tensor = getattr(tensor, "_local_tensor", tensor)

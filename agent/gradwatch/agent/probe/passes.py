@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import time
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -296,7 +297,8 @@ class Passes:
                     places.append((ordinal, tensor.output_nr))
         for node, places in nodes.values():
             node.metadata[MARK] = True
-            node.register_prehook(functools.partial(self._enters, one, places))
+            # The node keeps its hook, and the pass keeps nodes: the garbage collector sees no such circle.
+            node.register_prehook(functools.partial(self._enters, weakref.ref(one), places))
 
     def scaled(self, losses: Any) -> None:
         """A GradScaler scales what was made of the newest output; these are as they were before."""
@@ -321,9 +323,18 @@ class Passes:
         return tuple(sorted(gone, key=lambda one: one.backward or 0))
 
     def _enters(
-        self, one: Pass, places: Sequence[tuple[int, int]], gradients: Sequence[torch.Tensor | None]
+        self,
+        known: weakref.ref[Pass],
+        places: Sequence[tuple[int, int]],
+        gradients: Sequence[torch.Tensor | None],
     ) -> None:
         if not self._fuses.intact(PART):
+            return
+        one, loss = known(), self._loss()
+        if one is None:
+            # Its round is over, or too many came after it.
+            if loss is not None:
+                loss.knows_all = False
             return
         began = time.perf_counter()
         try:
@@ -335,7 +346,6 @@ class Passes:
             one.entering = both(one.entering, now)
             node = None if _current_node is None else _current_node()
             one.entrances.append(Entrance(node, tuple(ordinal for ordinal, _ in places), now))
-            loss = self._loss()
             # Without roots it is one of `autograd.grad`: a gradient that the loss will use.
             if loss is not None and loss.roots:
                 one.loss = loss

@@ -66,13 +66,7 @@ class SecondMoments:
             models: watched, on the host, that it updates.
             skipped: the guard will keep the update from being applied; for the record.
         """
-        if not self._watcher.fuses.intact(PART):
-            return False
-        try:
-            return self._overflows(optimizer, models, skipped=skipped)
-        except Exception as error:
-            self._watcher.fuses.blow(PART, error)
-            return False
+        return bool(self._watcher.fuses.call(PART, self._overflows, optimizer, models, skipped=skipped))
 
     def _overflows(self, optimizer: Any, models: Sequence[WatchedModel], *, skipped: bool) -> bool:
         # What is not finite is told of elsewhere. `max` with a NaN would depend on the order.

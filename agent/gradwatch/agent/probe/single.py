@@ -20,6 +20,7 @@ import torch.distributed as dist
 from gradwatch.agent.probe.guard import after_closure
 from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.single_model import SingleModel
 from gradwatch.agent.probe.watcher import SINGLE
 
@@ -72,7 +73,7 @@ class SingleWatch:
             return
         if all(known() is not optimizer for known in self._optimizers):
             self._optimizers.append(weakref.ref(optimizer))
-        self._follow(_parameters(optimizer))
+        self._follow(parameters_of(optimizer))
 
     def adopt(self, module: Any, optimizer: Any) -> None:
         """Watch a module that the script names.
@@ -141,7 +142,7 @@ class SingleWatch:
         """An optimizer is about to step: a process that does is a rank, if it is alone."""
         if self._off:
             return
-        parameters = _parameters(optimizer)
+        parameters = parameters_of(optimizer)
         model = self._model
         if model is None or not model.knows(one for one in parameters if one.requires_grad):
             self.given(optimizer)
@@ -196,7 +197,7 @@ class SingleWatch:
             gc.collect()
         optimizers = [one for known in self._optimizers if (one := known()) is not None]
         modules = [one for known in self._modules if (one := known()) is not None]
-        trained = [one for optimizer in optimizers for one in _parameters(optimizer)]
+        trained = [one for optimizer in optimizers for one in parameters_of(optimizer)]
         trained += [one for module in modules for one in module.parameters()]
         unique = {id(one): one for one in trained if id(one) in self._hooks and can_be_followed(one)}
         parameters = list(unique.values())
@@ -240,7 +241,7 @@ class SingleWatch:
     def _add(self, model: SingleModel, optimizer: Any) -> None:
         alive = (one for known in self._optimizers if (one := known()) is not None)
         first = optimizer if optimizer is not None else next(alive, None)
-        model.count(model.parameters() if first is None else _parameters(first))
+        model.count(model.parameters() if first is None else parameters_of(first))
         self._watcher.add(model)
 
 
@@ -269,7 +270,3 @@ def trains_alone() -> bool:
 def in_backward() -> bool:
     """Whether a backward pass is under way in this thread."""
     return bool(torch._C._current_graph_task_id() >= 0)
-
-
-def _parameters(optimizer: Any) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe.look import HostLook
 from gradwatch.agent.probe.model import WatchedModel
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.passes import Leaves, Pass, both
 from gradwatch.agent.probe.rounds import Bucket, bad_gradients
 
@@ -69,6 +70,8 @@ class SingleModel(WatchedModel):
             wrapper="",
             group_size=1,
         )
+        # They hold the parameters, which are the script's.
+        del self._given_names, self._given_keys
         self._before_telling = before_telling
         self._counted = self.parameter_ids
         self._scaled: Fact = None
@@ -204,8 +207,7 @@ class SingleModel(WatchedModel):
         self.catch_up()
         own = {
             key
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            for parameter in parameters_of(optimizer)
             if (key := self._keys.get(id(parameter))) is not None
         }
         gradients = self._gradients_by_key()
@@ -251,10 +253,9 @@ class SingleModel(WatchedModel):
         self._arrived, self._old, self._spoilt = set(), set(), set()
 
     def give_up(self) -> None:
-        """It is not watched any more."""
+        """See `WatchedModel.give_up`."""
         self._abandon()
-        if self._moment is not None:
-            self._watcher.round_log.forget(self._moment)
+        super().give_up()
 
     # ------------------------------------------------------------------ about it
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.parameters import parameters_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -192,9 +194,7 @@ class StepClock:
             if self._parameters is None:
                 return False
             known = self._ours[optimizer] = any(
-                id(parameter) in self._parameters
-                for group in optimizer.param_groups
-                for parameter in group["params"]
+                id(parameter) in self._parameters for parameter in parameters_of(optimizer)
             )
         return known
 

@@ -12,8 +12,9 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.model import can_be_followed, on_arrival
+from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
+from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.single_model import SingleModel
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class UnownedModel(SingleModel):
     def parameters(self) -> list[torch.Tensor]:
         """Those that are still there."""
         alive = (one for known in self._optimizers if (one := known()) is not None)
-        groups = (group for optimizer in alive for group in optimizer.param_groups)
-        found = (one for group in groups for one in group["params"] if id(one) in self.parameter_ids)
+        found = (
+            one for optimizer in alive for one in parameters_of(optimizer) if id(one) in self.parameter_ids
+        )
         return list({id(one): one for one in found}.values())
 
     def gradients(self) -> list[torch.Tensor]:
@@ -126,7 +128,7 @@ class UnownedWatch:
         if model is None:
             return
         order = self._watcher.arrivals.order
-        if self.active is None and any(own in order for own, _ in self._hooks.values()):
+        if self.active is None and not {key for key, _ in self._hooks.values()}.isdisjoint(order):
             self.active = model
             self._watcher.admit_unowned(model)
             self.outdated = False
@@ -159,8 +161,7 @@ class UnownedWatch:
         trained = {
             id(one): one
             for optimizer in optimizers
-            for group in optimizer.param_groups
-            for one in group["params"]
+            for one in parameters_of(optimizer)
             if one.requires_grad and id(one) not in owned
         }
         return list(trained.values())
@@ -189,7 +190,12 @@ class UnownedWatch:
             ((device, _),) = Counter(one.device for one in parameters).most_common(1)
             parameters = [one for one in parameters if one.device == device]
         ids = {id(one) for one in parameters}
-        if self.model is not None and ids == self.model.parameter_ids:
+        # One that was made since may have the identity of one that is gone, but not its hook.
+        if (
+            self.model is not None
+            and ids == self.model.parameter_ids
+            and all(map(self._is_followed, parameters))
+        ):
             self.model.held_by(optimizers)
             return
         self._drop()
@@ -208,6 +214,10 @@ class UnownedWatch:
             before_telling=lambda: None,
         )
 
+    def _is_followed(self, parameter: torch.Tensor) -> bool:
+        _, handle = self._hooks[id(parameter)]
+        return is_followed(parameter, handle)
+
     def _drop(self) -> None:
         model, self.model = self.model, None
         for _, handle in self._hooks.values():
@@ -215,7 +225,6 @@ class UnownedWatch:
         self._hooks.clear()
         self.active = None
         if model is not None:
-            model.give_up()
             self._watcher.depart(model)
 
     def _say_what_is_not_looked_at(self, optimizer: Any) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from gradwatch.agent.probe.parameters import parameters_of
+
 
 def why_unwatched(optimizer: Any) -> str:
     """Name the wrapper that is in use instead of DistributedDataParallel."""
@@ -19,10 +21,8 @@ def why_unwatched(optimizer: Any) -> str:
         return "the model is wrapped by DeepSpeed, which gradwatch does not know"
     if _used("megatron.core"):
         return "the model is wrapped by Megatron, which gradwatch does not know"
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if any(
-        type(parameter).__name__ == "DTensor" or hasattr(parameter, "_local_tensor")
-        for parameter in parameters
+        type(one).__name__ == "DTensor" or hasattr(one, "_local_tensor") for one in parameters_of(optimizer)
     ):
         return "the model is made of DTensors, and no fully_shard (FSDP2) model has run a forward pass"
     fsdp = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")

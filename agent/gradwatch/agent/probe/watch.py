@@ -48,12 +48,8 @@ class Watch:
 
     def _guarded(self, call: Any) -> None:
         watcher = self._watcher
-        if watcher is None or not watcher.fuses.intact("watch"):
-            return
-        try:
-            call(watcher)
-        except Exception as error:
-            watcher.fuses.blow("watch", error)
+        if watcher is not None:
+            watcher.fuses.call("watch", call, watcher)
 
 
 def _adopt(probe: Probe, model: Any, optimizer: Any) -> None:

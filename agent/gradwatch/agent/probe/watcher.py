@@ -76,8 +76,8 @@ class Watcher:
         self.arrivals = Arrivals()
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
-        self.losses = Losses(self._may_examine_losses)
-        self.armed = Armed()
+        self.losses = Losses(self.fuses, self._may_examine_losses)
+        self.armed = Armed(self.fuses)
         self.has_exchanged = False
         self.second_moments = SecondMoments(self)
         self.learning_rate: float | None = None
@@ -197,11 +197,8 @@ class Watcher:
         """Gradients of a model come that no optimizer has taken yet."""
         if self._models and model is self._models[0]:
             self.clock.new_round()
-        if self.resumed.waits and self.fuses.intact(RESUMED):
-            try:
-                self.resumed.round_begins()
-            except Exception as error:
-                self.fuses.blow(RESUMED, error)
+        if self.resumed.waits:
+            self.fuses.call(RESUMED, self.resumed.round_begins)
 
     @property
     def watching(self) -> bool:
@@ -235,6 +232,7 @@ class Watcher:
 
     def depart(self, model: WatchedModel) -> None:
         """A model is not watched any more: its read-outs may still be under way."""
+        model.give_up()
         self._departed.append(model)
 
     @property
@@ -405,6 +403,7 @@ class Watcher:
     def finish(self) -> None:
         """At exit: wait for the read-outs under way and write the last progress."""
         try:
+            self.remove_gone()
             self._flush()
             self.resumed.attempted()
             self.autopsies.finish()

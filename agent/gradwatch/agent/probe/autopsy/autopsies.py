@@ -88,22 +88,15 @@ class Autopsies:
     def looked_at(self, moment: Moment, bucket: Bucket) -> None:
         """A bucket of a round has been looked at, and is about to be reduced. Never raises."""
         due = self._due.get(moment.round)
-        if due is None or not self._watcher.fuses.intact(PART):
-            return
-        try:
-            take_checksums(bucket, moment.magnitudes, due.checksums)
-        except Exception as error:
-            self._watcher.fuses.blow(PART, error)
+        if due is not None:
+            self._watcher.fuses.call(PART, take_checksums, bucket, moment.magnitudes, due.checksums)
 
     def not_replayed(self, model: WatchedModel, findings: BucketFindings) -> None:
         """The first bad round of a stretch, of parameters of which no pass is known. Never raises."""
         if not self._watcher.settings.autopsy or not self._watcher.fuses.intact(PART):
             return
         due = Due(findings.moment, findings.origin.microbatch, findings.passes, phase=findings.origin.phase)
-        try:
-            self._replayer.leave(model, due, _UNWRAPPED)
-        except Exception as error:
-            self._watcher.fuses.blow(PART, error)
+        self._watcher.fuses.call(PART, self._replayer.leave, model, due, _UNWRAPPED)
 
     def forget(self, moment: Moment) -> None:
         """Its round is over, by an exception."""
@@ -112,13 +105,9 @@ class Autopsies:
     def before_reduction(self, model: WatchedModel, moment: Moment) -> None:
         """The last gradients of a round are about to be reduced. Never raises."""
         due = self._due.get(moment.round)
-        if due is None or not self._watcher.fuses.intact(PART):
-            return
-        try:
+        if due is not None:
             # Whoever sees what the reduction gives finds it.
-            self._replayer.share(model, due)
-        except Exception as error:
-            self._watcher.fuses.blow(PART, error)
+            self._watcher.fuses.call(PART, self._replayer.share, model, due)
 
     def round_over(self, model: WatchedModel, moment: Moment, *, bad: bool | None) -> None:
         """The reductions of a round are over, and the backward pass with them. Never raises.

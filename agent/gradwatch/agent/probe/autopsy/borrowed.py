@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe.autopsy.kept_values import CONTAINERS, put_back
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-# Their elements are put back, too: a forward pass may count or collect in them.
-_CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
 
 
 class NotLendableError(Exception):
@@ -77,7 +76,7 @@ def borrowed(module: torch.nn.Module) -> Iterator[Borrowed]:
             vars(one).clear()
             vars(one).update(attributes)
             for container, content in contents:
-                _put_back(container, content)
+                put_back(container, content)
 
 
 def _exchange(value: Any, exchanged: dict[int, torch.Tensor]) -> Any:
@@ -92,9 +91,5 @@ def _exchange(value: Any, exchanged: dict[int, torch.Tensor]) -> Any:
 
 
 def _contents(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
-    return [(value, value.copy()) for value in attributes.values() if type(value) in _CONTAINERS]
-
-
-def _put_back(container: Any, content: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, (list, collections.deque)) else container.update)(content)
+    """Its containers with copies: a forward pass may count or collect in them."""
+    return [(value, value.copy()) for value in attributes.values() if type(value) in CONTAINERS]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from gradwatch.agent.probe.phases.loss_graph import is_leaf, walk_all
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     import torch
 
@@ -20,7 +22,6 @@ _WRAPPERS = frozenset({"_DDPSinkBackward", "RegisterPostBackwardFunctionBackward
 # While a dispatch mode is on, as in a replay, torch records some operators under another name: `reshape` and
 # all that calls it, such as a product of matrices, is a view then and no alias.
 _SAME = {"ReshapeAliasBackward0": "ViewBackward0", "CtcLossBackward1": "CtcLossBackward0"}
-_LEAF = "AccumulateGrad"
 _COMPILED = "CompiledFunctionBackward"
 
 
@@ -79,45 +80,23 @@ def _ends(inputs: Iterable[torch.Tensor]) -> dict[tuple[int, int], int]:
 
 def is_compiled(nodes: Iterable[Any]) -> bool:
     """Whether a part of what lies below was compiled: its operators are not in the graph."""
-    return any(node.name() == _COMPILED for node in below(nodes))
+    return any(node.name() == _COMPILED for node in walk_all(nodes))
 
 
-def below(nodes: Iterable[Any], stop: Collection[int] = ()) -> Iterable[Any]:
-    """All nodes that gradients reach from these, themselves among them.
-
-    Args:
-        nodes: where they begin.
-        stop: ids of nodes at which they end.
-    """
-    seen: dict[int, Any] = {}
-    todo = [node for node in nodes if node is not None]
-    while todo:
-        node = todo.pop()
-        if id(node) in seen or id(node) in stop:
-            continue
-        seen[id(node)] = node
-        todo += [following for following, _ in node.next_functions if following is not None]
-    return seen.values()
-
-
-def inner(nodes: Sequence[Any]) -> set[int]:
+def inner(nodes: Iterable[Any]) -> set[int]:
     """Ids of those that gradients reach from another one of them: they made no last result of the model."""
-    ids = {id(node) for node in nodes if node is not None}
-    found: set[int] = set()
-    for node in nodes:
-        if node is not None and len(found) < len(ids):
-            found |= {id(one) for one in below([node])} & ids - {id(node)}
-    return found
+    known = {node for node in nodes if node is not None}
+    others = {node: known - {node} for node in known}
+    return {id(found) for node in known for found in walk_all([node], others[node]) if found in others[node]}
 
 
 def last_entrances(entrances: Sequence[Entrance]) -> list[Entrance]:
     """Those by which gradients came from outside of the model, and not by another one of them."""
-    made_of = inner([one.node for one in entrances])
+    made_of = inner(one.node for one in entrances)
     return [one for one in entrances if id(one.node) not in made_of]
 
 
 def parameters_outside(roots: Iterable[Any], entrances: Iterable[Any]) -> set[int]:
     """Ids of the leaves that gradients reach from the roots by a way round the entrances."""
-    stop = {id(node) for node in entrances}
-    leaves = (getattr(node, "variable", None) for node in below(roots, stop))
-    return {id(leaf) for leaf in leaves if leaf is not None}
+    stops = set(entrances)
+    return {id(node.variable) for node in walk_all(roots, stops) if is_leaf(node) and node not in stops}

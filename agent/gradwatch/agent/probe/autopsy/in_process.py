@@ -6,7 +6,6 @@ goes on bit for bit as if nothing had been replayed.
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 import warnings
@@ -62,13 +61,12 @@ def in_process(case: Case, device: torch.device, *, seconds: float) -> dict[str,
 def _random_numbers_kept(device: torch.device) -> Iterator[None]:
     """Whoever draws next draws what would have come without us: from Python, NumPy or torch."""
     numpy: Any = sys.modules.get("numpy.random")
-    python_state, torch_state = random.getstate(), RandomState.now(device)
+    before = RandomState.now(device, python=True)
     numpy_state = None if numpy is None else numpy.get_state()
     try:
         yield
     finally:
-        random.setstate(python_state)
-        torch_state.restore(device)
+        before.restore(device)
         if numpy is not None:
             numpy.set_state(numpy_state)
 

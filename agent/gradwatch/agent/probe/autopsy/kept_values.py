@@ -203,6 +203,7 @@ def kind(value: Any) -> str:
 
 def version(tensor: torch.Tensor) -> int:
     """How often it was changed in place."""
+    # A tensor made under inference_mode has none, and raises.
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -16,6 +16,7 @@ from gradwatch.agent.probe.autopsy import PART
 from gradwatch.agent.probe.autopsy.due import Due, name_of, release
 from gradwatch.agent.probe.autopsy.replayer import PEERS
 from gradwatch.agent.probe.guard import after_closure
+from gradwatch.agent.probe.parameters import parameters_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -154,7 +155,7 @@ class OnDevice:
             optimizer: that will attempt it.
             models: that it updates.
         """
-        updated = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        updated = set(map(id, parameters_of(optimizer)))
         for model in models:
             moment = self._newest.get(model.root)
             if moment is not None and model.parameter_ids <= updated:

@@ -5,7 +5,6 @@ The loss function is not needed: the gradient that came back to the output of th
 
 from __future__ import annotations
 
-import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradwatch.agent.probe.autopsy.capsule import NUMPY, PYTHON, numpy_state
+from gradwatch.agent.probe.autopsy.capsule import NUMPY, PYTHON, RandomState, numpy_state
 from gradwatch.agent.probe.autopsy.dissection import Collective, Dissection, Facts
 from gradwatch.agent.probe.autopsy.evidence import (
     Evidence,
@@ -44,6 +43,7 @@ _GIVEN = {
     "constant": "no operator is named: a buffer, or a tensor from outside of the model, is not finite",
 }
 _PHASE_OF_GIVEN = {"parameter": "PHASE_PARAMETER", "input": "PHASE_INPUT"}
+_HOST = torch.device("cpu")
 LOSS = (
     "the gradient that came back to the output is not finite: the loss made it, outside of the model, and "
     "only the model can be replayed"
@@ -191,7 +191,7 @@ def _backward(
     if not outputs:
         raise _NotDone("no gradient came back to the model's output")
     dissection.backward = True
-    drawn = torch.get_rng_state(), random.getstate(), numpy_state()
+    drawn = RandomState.now(_HOST, python=True, numpy=True)
     results: Any = torch.autograd.grad(
         [leaf for leaf, _ in outputs],
         [parameters[place] for place in trained],
@@ -202,8 +202,7 @@ def _backward(
         if gradient is not None and (bad := dissection.bad(gradient)) is not None:
             return bad
     if case.evidence is not None:
-        now = torch.get_rng_state(), random.getstate(), numpy_state()
-        if not torch.equal(drawn[0], now[0]) or drawn[1:] != now[1:]:
+        if not drawn.equals(RandomState.now(_HOST, python=True, numpy=True)):
             verdict.doubts.append("its backward pass draws random numbers")
         gradients = {case.ordinals[place]: one for place, one in zip(trained, results, strict=True)}
         compare_gradients(case.evidence, gradients, verdict)

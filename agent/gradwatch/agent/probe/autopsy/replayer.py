@@ -277,14 +277,14 @@ class Replayer:
         )
         if armed.maker is not None and was_finite and all(one.output is True for one in due.passes):
             # Had something been bad before, the first gradient that is would only show it.
-            return {**told, **armed.told(), "missing": []}
+            return {**told, **armed.report(), "missing": []}
         facts = [one.facts for one in losses]
         if model.on_host and facts and all(one is not None and not one.is_compiled for one in facts):
             armed.arm()
         return told
 
     def _evidence(self, model: WatchedModel, due: Due, one: Pass) -> Evidence:
-        roots = getattr(self._watcher.losses, "roots", None) if due.roots is None else due.roots
+        roots = self._watcher.losses.roots if due.roots is None else due.roots
         return evidence_of(model, due.moment, one, due.checksums, roots)
 
     def _take_state(self, model: WatchedModel, moment: Moment, taken: Taken) -> None:

@@ -1,8 +1,10 @@
-"""Whether a process's weights are finite: when it is looked at, and what is told of those that are not.
+"""Whether a process's weights are finite: when they are looked at, and what is reported of bad ones.
 
-When a model is wrapped, after its first update, beside the replica check, when a rank's own gradients are
-bad, and at the first bucket of each round after a bad one. In host memory exactly, by name; on a device only
-what the look at a round's gradients tells anyway, since nothing may wait for a device.
+They are looked at when a model is wrapped; before its first update, and after its updates as long as these
+move no weight, or with a learning rate that is not finite; beside the replica check; after a state was
+loaded; when a rank's own gradients are bad; and at the first bucket of each round after a bad one. In host
+memory exactly, by name. On a device only by what the look at a round's gradients shows anyway, since nothing
+may wait for a device.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradwatch.agent.probe import scan
 from gradwatch.agent.probe.inspection.optimizer_evidence import (
+    GRADIENTS,
     SEEN,
     Evidence,
     evidence_in,
@@ -44,13 +47,11 @@ class BadWeight:
         name: as the model's author knows it.
         numel: elements of the whole parameter.
         finding: what is bad in what this rank holds of it.
-        parameter: itself.
     """
 
     name: str
     numel: int
     finding: scan.Finding
-    parameter: torch.Tensor
 
     def as_message(self) -> dict[str, Any]:
         """The `BadWeight` message in its JSON mapping."""
@@ -70,7 +71,7 @@ class WeightsState:
         tainted: they may have become bad since then by what is no update, or by gradients that were bad.
         initial: they were bad when the model was wrapped.
         due: they are to be looked at when the next round begins.
-        told: that they are bad, or are about to be made so; until they are finite again.
+        reported: that they are bad, or are about to be made so; until they are finite again.
         looked_at: when that was, as numbers that change when weights may have.
     """
 
@@ -81,7 +82,7 @@ class WeightsState:
     tainted: bool = False
     initial: bool = False
     due: bool = False
-    told: bool = False
+    reported: bool = False
     looked_at: tuple[int, ...] = ()
 
 
@@ -146,7 +147,7 @@ class WeightsWatch:
         Args:
             model: whose.
             optimizers: that update it.
-            first: it is the model's first one.
+            first: no update before it has moved a weight, or its learning rate is not finite.
         """
         model.weights.updates += 1
         if first:
@@ -166,11 +167,11 @@ class WeightsWatch:
         self.suspect = True
         state = model.weights
         state.tainted = True
-        if state.told:
+        if state.reported:
             return
-        state.told = True
+        state.reported = True
         settings = settings_of(optimizer, group_of(optimizer, parameter))
-        self._tell(model, [], kind="UPDATE_EVIDENCE_GRADIENTS", settings=settings, gradients=gradients)
+        self._record(model, [], kind=GRADIENTS, settings=settings, gradients=gradients)
 
     def read_out(self, model: WatchedModel, moment: Moment, *, finite: bool | None) -> None:
         """A round has been read out from a device: whether a model's weights were finite when it began."""
@@ -178,22 +179,16 @@ class WeightsWatch:
             return
         self._note(model, finite, moment.step)
         if finite:
-            model.weights.told = False
-        elif not model.weights.told:
-            model.weights.told = True
-            self._tell(model, [], step=moment.step, round_=moment.round)
+            model.weights.reported = False
+        elif not model.weights.reported:
+            model.weights.reported = True
+            self._record(model, [], step=moment.step, round_=moment.round)
 
     # ------------------------------------------------------------------ the look
 
     def _guarded(self, call: Any) -> None:
-        fuses = self._watcher.fuses
-        if not fuses.intact(PART):
-            return
         began = time.perf_counter()
-        try:
-            call()
-        except Exception as error:
-            fuses.blow(PART, error)
+        self._watcher.fuses.call(PART, call)
         self._watcher.spent(time.perf_counter() - began)
 
     def _look_when_wrapped(self, model: WatchedModel) -> None:
@@ -201,8 +196,8 @@ class WeightsWatch:
         bad = model.bad_weights()
         if bad is None:
             return
-        # A checkpoint may be loaded before they are used: that they are bad is told if they still are then.
-        state.initial, state.bad = bool(bad), bad
+        # A checkpoint may be loaded before they are used: they are reported if they still are bad then.
+        state.initial, state.bad = bool(bad), [one for _, one in bad]
         if not bad:
             self._note(model, True, self._watcher.clock.step)
 
@@ -221,7 +216,7 @@ class WeightsWatch:
         after: bool = False,
         round_: int | None = None,
     ) -> None:
-        """Look at the weights of a model, and tell of them if they have become bad.
+        """Look at the weights of a model, and report them if they have become bad.
 
         Args:
             model: the model.
@@ -233,20 +228,21 @@ class WeightsWatch:
         now = (clock.attempts, self._watcher.round_log.tally.rounds if round_ is None else round_, after)
         if state.looked_at == now:
             return
-        bad = model.bad_weights()
-        if bad is None:
+        found = model.bad_weights()
+        if found is None:
             return
         state.looked_at, state.due = now, False
-        state.bad = bad
+        state.bad = bad = [one for _, one in found]
         initial, state.initial = state.initial and bool(bad), False
         self._note(model, not bad, clock.step + after)
         if not bad:
-            state.told = False
-        elif not state.told:
-            state.told = True
+            state.reported = False
+        elif not state.reported:
+            state.reported = True
             self.suspect = True
-            evidence = None if initial else self._evidence(model, optimizers)
-            self._tell(
+            parameters = [parameter for parameter, _ in found]
+            evidence = None if initial else self._evidence(model, parameters, optimizers)
+            self._record(
                 model,
                 bad,
                 kind=None if evidence is None else evidence.kind,
@@ -259,16 +255,21 @@ class WeightsWatch:
         state.finite = finite
         if finite:
             state.finite_step, state.updates, state.tainted = step, 0, False
-        known = [other.weights.finite for other in self._watcher.all_models]
-        self.finite = False if False in known else True if known and all(known) else None
+        self.finite = self._of_all()
         self.step = step
 
-    def _evidence(self, model: WatchedModel, optimizers: Sequence[Any] | None) -> Evidence | None:
+    def _of_all(self) -> bool | None:
+        """Whether those of all models were finite when they were last looked at; None when not known."""
+        known = [model.weights.finite for model in self._watcher.all_models]
+        return False if False in known else True if known and all(known) else None
+
+    def _evidence(
+        self, model: WatchedModel, bad: Sequence[torch.Tensor], optimizers: Sequence[Any] | None
+    ) -> Evidence | None:
         """What shows that an update has made them bad: nothing, if something else may have."""
         state = model.weights
         if state.finite_step is None or not state.updates or state.tainted:
             return None
-        bad = [one.parameter for one in state.bad]
         known = self._watcher.updates.optimizers_of(model) if optimizers is None else optimizers
         found = (evidence_in(optimizer, bad) for optimizer in known)
         evidence = next((one for one in found if one is not None), None)
@@ -283,15 +284,14 @@ class WeightsWatch:
             return Evidence(SEEN, settings)
         return evidence
 
-    # ------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------ what is reported
 
     def _facts(self, model: WatchedModel, findings: BucketFindings) -> dict[str, Any]:
         moment, state = findings.moment, model.weights
         if model.on_host:
             self._look_at_all(moment.round)
             self.suspect = True
-            known = [other.weights.finite for other in self._watcher.all_models]
-            finite = False if False in known else None if None in known else True
+            finite = self._of_all()
         else:
             alone = len(self._watcher.all_models) == 1
             finite = findings.weights_finite if alone or findings.weights_finite is False else None
@@ -305,7 +305,7 @@ class WeightsWatch:
             facts["weights_finite_step"] = state.finite_step
         return facts
 
-    def _tell(
+    def _record(
         self,
         model: WatchedModel,
         bad: Sequence[BadWeight],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradwatch.agent.probe.autopsy.values import described, kinds_of
-from gradwatch.agent.probe.phases.loss_graph import MARK, MAX_NODES, is_python, operator_of
+from gradwatch.agent.probe.phases.loss_graph import MARK, MAX_NODES, is_leaf, is_python, operator_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -136,7 +136,7 @@ def _judged(node: Any) -> dict[str, Any] | None:
 
 def _is_finite(node: Any, harmless: frozenset[str], depth: int = 0) -> bool:
     """Whether what a node gave is known to be finite. Outputs of models are, or this would not be asked."""
-    if MARK in node.metadata or node.name().endswith("AccumulateGrad"):
+    if MARK in node.metadata or is_leaf(node):
         return True
     name, saved = operator_of(node), dict(_tensors_of(node))
     results = [value for key, value in saved.items() if key.startswith(_RESULTS)]

@@ -64,6 +64,7 @@ class LossPass:
         roots: nodes where it began; none once it is over.
         loss: before it was scaled, as in `Losses`.
         passes: of watched models, that it has entered; none once it is over.
+        knows_all: `passes` are all that it has entered.
         is_bad: a gradient that entered a model was, or one that left it: the graph is looked at.
         made: of a loss that is not finite, fields of the `Autopsy` message in its JSON mapping.
         facts: of its graph; None as long as nobody has asked, and where it cannot be walked.
@@ -72,6 +73,7 @@ class LossPass:
     roots: tuple[Any, ...] = ()
     loss: Number = None
     passes: list[Pass] = field(default_factory=list)
+    knows_all: bool = True
     is_bad: bool = False
     made: dict[str, Any] | None = None
     facts: GraphFacts | None = None
@@ -82,11 +84,11 @@ class LossPass:
             self.passes.append(one)
 
     def look(self) -> GraphFacts | None:
-        """What its graph shows by now; None when that cannot be told."""
+        """What its graph shows by now; None when that is not known."""
         if not self.roots:
             return self.facts
         entrances = {entrance.node for one in self.passes for entrance in one.entrances}
-        if None in entrances:
+        if None in entrances or not self.knows_all:
             return None
         # Passes of one model share their masks. To a model, the loss is all that comes after it.
         by_model: dict[int, list[Any]] = {}
@@ -97,9 +99,10 @@ class LossPass:
             for nodes in by_model.values():
                 found = loss_graph.from_outside(self.roots, nodes)
                 outer |= {id(node): whence for node, whence in found.items()}
+            operators, leaves = loss_graph.around(self.roots, entrances)
             self.facts = GraphFacts(
-                frozenset(loss_graph.parameters_outside(self.roots, entrances)),
-                _suspects(loss_graph.between(self.roots, entrances)),
+                frozenset(id(leaf.variable) for leaf in leaves),
+                _suspects(operators),
                 outer,
                 any(_COMPILED in node.name() for node in loss_graph.walk(self.roots)),
             )
@@ -109,10 +112,12 @@ class LossPass:
 
     def over(self) -> None:
         """The backward pass is over: nothing of the graph is kept."""
-        if self.is_bad:
-            self.look()
-        self.roots = ()
-        self.passes = []
+        try:
+            if self.is_bad:
+                self.look()
+        finally:
+            self.roots = ()
+            self.passes = []
 
 
 def settled(passes: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -164,47 +169,47 @@ def refine(origin: Origin, bad: Collection[int], passes: Iterable[Pass]) -> tupl
 
 
 def completed(
-    told: dict[str, Any], phase: str | None, passes: Iterable[Pass], *, alone: bool = False
+    report: dict[str, Any], phase: str | None, passes: Iterable[Pass], *, alone: bool = False
 ) -> dict[str, Any]:
     """Fields of an `Autopsy` that named no operator, with the one that the loss shows.
 
     Args:
-        told: its fields in their JSON mapping.
+        report: its fields in their JSON mapping.
         phase: of the finding; None when not known.
         passes: of the model, in which it arose.
         alone: no model is wrapped, so that the graph is that of the model and of its loss.
     """
-    if told.get("operator") is not None or told["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
-        return told
+    if report.get("operator") is not None or report["replay"] in {"REPLAY_REPRODUCED", "REPLAY_RECEIVED"}:
+        return report
     losses = [one.loss for one in passes if one.loss is not None]
     loss = next((one for one in losses if one.is_bad or one.made is not None), next(iter(losses), None))
     if loss is None:
-        return told
-    missing = list(told.get("missing", ()))
+        return report
+    missing = list(report.get("missing", ()))
     facts = loss.look()
     around = facts is not None and bool(facts.outside)
-    outside = phase is None and around and told["replay"] == "REPLAY_FINITE"
+    outside = phase is None and around and report["replay"] == "REPLAY_FINITE"
     if loss.made is not None and (phase == "PHASE_LOSS" or outside or (alone and phase is None)):
         # What trains alone has its model in that graph.
         whole = alone and not (facts is not None and facts.outer)
         made = {**loss.made, "phase": "PHASE_FORWARD"} if whole else loss.made
-        return {**told, **made, "missing": [*missing, *made.get("missing", ())]}
+        return {**report, **made, "missing": [*missing, *made.get("missing", ())]}
     if facts is None or not (phase == "PHASE_LOSS" or outside or (alone and phase == "PHASE_BACKWARD")):
-        return told
+        return report
     if len(facts.suspects) != 1:
         if outside:
-            told = {**told, "phase": "PHASE_LOSS"}
+            report = {**report, "phase": "PHASE_LOSS"}
         if facts.suspects:
             named = ", ".join(facts.suspects[:_NAMED])
             missing.append(f"no operator is named: in the loss it may be one of {named}")
-        return {**told, "missing": missing}
+        return {**report, "missing": missing}
     (suspect,) = facts.suspects
     missing.append(
         f"it was not seen but inferred: of the operators of the loss only {suspect} can be finite with a "
         "derivative that is not; its line is not known"
     )
     began = "PHASE_BACKWARD" if alone else "PHASE_LOSS"
-    return {**told, "phase": began, "operator": suspect, "missing": missing}
+    return {**report, "phase": began, "operator": suspect, "missing": missing}
 
 
 def _suspects(nodes: Iterable[Any]) -> tuple[str, ...]:
