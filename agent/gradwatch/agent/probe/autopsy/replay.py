@@ -5,6 +5,7 @@ The loss function is not needed: the gradient that came back to the output of th
 
 from __future__ import annotations
 
+import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
