@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -33,6 +33,15 @@ PYTHON = "it draws from Python's random numbers, whose state was not kept"
 _WATCHED_PASSES = 3
 # Capsules of which some may be gone, before they are counted.
 _MAX_UNCOUNTED = 64
+# The smallest normal number: a part of it is 0 where such are flushed.
+_SMALLEST = sys.float_info.min
+
+Settings: TypeAlias = "tuple[torch.dtype, str, bool]"
+
+
+def settings_now() -> Settings:
+    """Torch's default dtype, the precision of its products, and whether numbers next to 0 are made 0."""
+    return torch.get_default_dtype(), torch.get_float32_matmul_precision(), _SMALLEST * 0.25 == 0
 
 
 @dataclass
@@ -105,6 +114,7 @@ class Capsule:
         rng: of before the pass.
         state: of Python, before the pass; None where it was not kept.
         threads: with which the pass computed.
+        settings: of torch for the process, as `settings_now` gives them.
         output: what left the model; None where that cannot be compared.
         doubts: why a replay may not be the same again: phrases.
         autocast: whether it was on, and its dtype.
@@ -126,6 +136,7 @@ class Capsule:
     lost: str = ""
     state: State | None = None
     threads: int = 1
+    settings: Settings = field(default_factory=settings_now)
     output: list[OutputRecord] | None = None
     doubts: list[str] = field(default_factory=list)
     _versions: list[tuple[torch.Tensor, int, str]] = field(default_factory=list)
@@ -218,6 +229,7 @@ class Capsules:
             (torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)),
             device,
             threads=torch.get_num_threads(),
+            settings=settings_now(),
         )
         self._make_room(capsule, sum(map(nbytes, tensors)))
         if not capsule.lost:

@@ -145,10 +145,12 @@ class Verdict:
     Attributes:
         doubts: why that is not shown: phrases.
         compared: whether there was something finite to compare.
+        hidden: why it is not shown by a clean pass either, where nothing of the output was finite: phrases.
     """
 
     doubts: list[str] = field(default_factory=list)
     compared: bool = True
+    hidden: list[str] = field(default_factory=list)
 
     def as_fields(self) -> dict[str, Any]:
         """Fields of the `Autopsy` message in its JSON mapping."""
@@ -169,7 +171,9 @@ def compare_outputs(evidence: Evidence, leaves: Sequence[torch.Tensor], verdict:
         equal = [one.equals(leaf) for one, leaf in zip(records, leaves, strict=True)]
         if False in equal:
             verdict.doubts.append("the finite part of its output came out otherwise")
-        verdict.compared = verdict.compared and True in equal
+        if True not in equal:
+            verdict.compared = False
+            verdict.doubts += verdict.hidden
 
 
 def compare_graphs(evidence: Evidence, graph: str, verdict: Verdict) -> None:

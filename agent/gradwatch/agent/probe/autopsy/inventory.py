@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import enum
 import random
 import sys
 import types
@@ -40,6 +41,12 @@ _WEIGHT = 8
 _MAX_INVENTORIES = 8
 # Code with such a name may ask a layer whether it trains, or tell it.
 _TRAINING = frozenset({"training", "train", "eval"})
+# Code with such a name asks torch how it is set up, or sets it up.
+_SETTINGS = frozenset(
+    {"get_default_dtype", "set_default_dtype", "get_default_device", "set_default_device"}
+    | {"set_flush_denormal", "backends", "use_deterministic_algorithms"}
+)
+_OF_ENUMS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _DROPOUT: Any = torch.nn.modules.dropout._DropoutNd
 _NORMALISATION: Any = torch.nn.modules.batchnorm._NormBase
@@ -129,6 +136,7 @@ class _Builder:
             self.doubt("its code reads more than is kept in each pass")
         if self._inventory.doubts or self._reach.names_any(_TRAINING):
             self._inventory.modules += self._indifferent
+        self._find_hidden(module)
         # What is not known may draw, too.
         self._inventory.draws = self._reach.draws or bool(self._inventory.doubts)
         # Keeps nothing alive, though it and its `Reach` know one another.
@@ -166,6 +174,10 @@ class _Builder:
         if phrase not in self._inventory.doubts:
             self._inventory.doubts.append(phrase)
 
+    def hide(self, phrase: str) -> None:
+        if phrase not in self._inventory.hidden:
+            self._inventory.hidden.append(phrase)
+
     # ------------------------------------------------------------------ what is found
 
     def _drained(self) -> list[tuple[str, str, Any, int]]:
@@ -196,6 +208,7 @@ class _Builder:
             scripted = isinstance(module, torch.jit.ScriptModule)
             for buffer in () if scripted else own["_buffers"]:
                 inventory.buffers.append((own["_buffers"], buffer))
+                inventory.sampled.append(not isinstance(module, _NORMALISATION))
                 inventory.buffer_names.append(
                     (f"{name}.{buffer}" if name else buffer, _is_running(module, own))
                 )
@@ -246,6 +259,7 @@ class _Builder:
 
     def _value(self, key: str, where: str, value: Any, depth: int) -> None:
         """Look at something that is kept somewhere."""
+        self._hide_what_changes(where, value)
         if isinstance(value, IMMUTABLE) or id(value) in self._looked_at:
             return
         self._looked_at.add(id(value))
@@ -284,6 +298,20 @@ class _Builder:
         self._hold(Holder(key, f"{where}, by its {kind(value)},", own, list(own), whole=True))
         for name, part in list(own.items()):
             self._value(f"{key}.{name}", where, part, depth + 1)
+
+    def _hide_what_changes(self, where: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            self.hide(f"{where} keeps a tensor, which can be written to unseen")
+        elif isinstance(value, enum.Enum) and not vars(value).keys() <= _OF_ENUMS:
+            self.hide(f"{where} keeps a {kind(value)} with attributes")
+
+    def _find_hidden(self, module: torch.nn.Module) -> None:
+        for parameter in module.parameters():
+            if self._reach.names_any(vars(parameter)):
+                self.hide("its code reads attributes of its parameters")
+                break
+        if self._reach.names_any(_SETTINGS):
+            self.hide("its code asks for settings of torch's")
 
     def _find_mutable(self) -> None:
         for holder in self._inventory.holders:

@@ -26,6 +26,8 @@ MAX_ARRAY_BYTES = 4096
 MAX_TENSOR_BYTES = 1 << 16
 # Of containers inside of containers.
 _MAX_DEPTH = 4
+# Of a tensor, to be compared with what it holds later.
+_SAMPLES = 64
 IMMUTABLE = (
     *(str, bytes, int, float, complex, type(None), type(...), range, slice, enum.Enum, re.Pattern),
     *(
@@ -57,13 +59,14 @@ MISSING: Any = object()
 class Held:
     """A tensor that is kept somewhere; held weakly where that would keep much memory."""
 
-    __slots__ = ("_strong", "_version", "_weak")
+    __slots__ = ("_sample", "_strong", "_version", "_weak")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         small = tensor.grad_fn is None and tensor.numel() * tensor.element_size() <= MAX_TENSOR_BYTES
         self._strong = tensor if small else None
         self._weak = None if small else weakref.ref(tensor)
         self._version = version(tensor)
+        self._sample = sample_of(tensor)
 
     def get(self) -> torch.Tensor | None:
         """The tensor; None once it is gone."""
@@ -73,7 +76,7 @@ class Held:
     def is_as_it_was(self) -> bool:
         """Whether it is still there, and was not written to."""
         tensor = self.get()
-        return tensor is not None and version(tensor) == self._version
+        return tensor is not None and version(tensor) == self._version and is_as_sampled(tensor, self._sample)
 
 
 def is_array(value: Any) -> bool:
@@ -205,6 +208,29 @@ def version(tensor: torch.Tensor) -> int:
     """How often it was changed in place."""
     # A tensor made under inference_mode has none, and raises.
     return 0 if tensor.is_inference() else tensor._version
+
+
+def sample_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Some of the elements, copied: what is written by `.data` or by NumPy changes no version.
+
+    None for a parameter, and for what is not all in the host's memory, in order.
+    """
+    if type(tensor) is not torch.Tensor or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    flat = tensor.detach().view(-1)
+    return (flat[:: flat.numel() // _SAMPLES] if flat.numel() > _SAMPLES else flat).clone()
+
+
+def is_as_sampled(tensor: torch.Tensor, sample: torch.Tensor | None) -> bool:
+    """Whether a tensor holds what it did when it was sampled; True without a sample."""
+    if sample is None:
+        return True
+    now = sample_of(tensor)
+    return (
+        now is not None
+        and (now.dtype, now.shape) == (sample.dtype, sample.shape)
+        and torch.equal(now.view(torch.uint8), sample.view(torch.uint8))
+    )
 
 
 def generator_state(generator: Any) -> Any:

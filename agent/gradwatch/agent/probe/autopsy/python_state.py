@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradwatch.agent.probe import replica
 from gradwatch.agent.probe.autopsy.kept_values import (
     CONTAINERS,
     MISSING,
@@ -23,11 +24,13 @@ from gradwatch.agent.probe.autopsy.kept_values import (
     encoded,
     generator_state,
     held,
+    is_as_sampled,
     is_known,
     kind,
     parts,
     plainly,
     put_back,
+    sample_of,
     set_generator,
     version,
     without_tensors,
@@ -52,6 +55,7 @@ class State:
     dropout: list[float]
     buffers: list[torch.Tensor | None]
     versions: list[int]
+    samples: list[torch.Tensor | None]
     generators: list[Any]
     forward: Any
     _told: list[str] | None = None
@@ -105,12 +109,26 @@ class State:
                     yield f"a {kind(container)} holds a {kind(part)}"
 
     def _of_buffers(self) -> Iterator[str]:
-        of_buffers = zip(self.inventory.buffer_names, self.buffers, self.versions, strict=True)
-        for (name, harmless), buffer, then in of_buffers:
+        of_buffers = zip(self.inventory.buffer_names, self.buffers, self.versions, self.samples, strict=True)
+        for (name, harmless), buffer, then, sample in of_buffers:
             if buffer is MISSING:
                 yield f"buffer {name} is a part of a graph, and was not kept"
-            elif buffer is not None and version(buffer) != then and not harmless():
+            elif buffer is None or harmless():
+                continue
+            elif version(buffer) != then or not is_as_sampled(buffer, sample):
                 yield f"buffer {name} was changed in place"
+
+    def hidden(self) -> list[str]:
+        """What may have been otherwise in the pass though nothing tells of it: phrases.
+
+        Where something that the pass made is finite, and comes again to the bit, it has not been.
+        """
+        buffers = [
+            f"its code may read buffer {name}, which can be written to unseen"
+            for (name, harmless), buffer in zip(self.inventory.buffer_names, self.buffers, strict=True)
+            if buffer is not None and not harmless()
+        ]
+        return [*self.inventory.hidden, *buffers][:_MAX_DOUBTS]
 
     @property
     def replaced_forward(self) -> bool:
@@ -133,12 +151,31 @@ class State:
                 for holder, values in zip(inventory.holders, self.values, strict=True)
             },
             "replaced": self.replaced_forward,
+            "tensors": self._sums(),
             "training": self.training,
             "dropout": self.dropout,
             "generators": [
                 state if isinstance(state, torch.Tensor) else encoded(state, {}) for state in self.generators
             ],
         }
+
+    def _sums(self) -> list[tuple[str, int]]:
+        """Checksums of tensors that modules keep beside their parameters, each with what tells where."""
+        inventory = self.inventory
+        kept = [
+            (f"buffer {name}", buffer)
+            for (name, harmless), buffer in zip(inventory.buffer_names, self.buffers, strict=True)
+            if buffer is not None and buffer is not MISSING and not harmless()
+        ]
+        for holder, values in zip(inventory.holders, self.values, strict=True):
+            kept += [(f"{holder.key} {place}", plainly(value)) for place, value in enumerate(values)]
+        for number, (_, content) in enumerate(self.contents):
+            kept += [(f"container {number}", plainly(part)) for part in parts(content)]
+        return [
+            (where, int(replica.bits(value)))
+            for where, value in kept
+            if type(value) is torch.Tensor and value.layout == torch.strided
+        ]
 
     def take_over(self, plain: dict[str, Any]) -> list[str]:
         """Become what another process gave by `plain`, as far as it can be; phrases of what differs."""
@@ -148,6 +185,8 @@ class State:
         phrases = []
         if plain["replaced"] != self.replaced_forward:
             phrases.append("something else ran in place of its forward on the other rank")
+        if plain["tensors"] != self._sums():
+            phrases.append("tensors that its modules keep are not the same on both ranks")
         self.contents = []
         for number, holder in enumerate(self.inventory.holders):
             given = dict(map(tuple, plain["names"][holder.key]))
@@ -193,6 +232,8 @@ class Inventory:
         known: ids of objects that are kept as holders.
         baseline: what tells whether something else has changed since the inventory.
         doubts: what cannot be known.
+        hidden: what may change with no sign that is kept.
+        sampled: by buffer, whether some of its elements are copied in each pass.
         root: attributes of the model.
         forward: of the model's class.
         draws: its code may draw from Python's random numbers, for all that is known.
@@ -209,6 +250,8 @@ class Inventory:
     known: set[int] = field(default_factory=set)
     baseline: list[tuple[str, Callable[[], bool]]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    sampled: list[bool] = field(default_factory=list)
     draws: bool = True
 
     def take(self, *, strongly: bool = False) -> State:
@@ -241,6 +284,10 @@ class Inventory:
             [variables["p"] for variables in self.dropouts],
             buffers,
             [0 if buffer is None or buffer is MISSING else version(buffer) for buffer in buffers],
+            [
+                sample_of(buffer) if sampled and buffer is not None and buffer is not MISSING else None
+                for buffer, sampled in zip(buffers, self.sampled, strict=True)
+            ],
             [generator_state(generator) for generator in self.generators],
             self.root.get("forward"),
         )

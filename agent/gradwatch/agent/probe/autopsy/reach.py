@@ -31,6 +31,8 @@ _SAME = frozenset(
     | {"keyword", "logging", "math", "numbers", "operator", "pprint", "random", "re", "reprlib", "statistics"}
     | {"string", "struct", "textwrap", "traceback", "types", "typing", "unicodedata", "warnings", "weakref"}
 )
+# Of these, what can be set for all of a process, or for a thread.
+_SETTABLE = frozenset({"decimal", "inspect", "logging", "traceback", "warnings", "weakref"})
 _OUTSIDE = frozenset({"open", "input", "eval", "exec", "globals", "__import__"})
 _READS = frozenset(
     {"read", "readline", "readlines", "read_text", "read_bytes", "fromfile", "memmap", "loadtxt", "load"}
@@ -59,6 +61,9 @@ class Found(Protocol):
 
     def doubt(self, phrase: str) -> None:
         """The code does something whose result is not known to be the same again."""
+
+    def hide(self, phrase: str) -> None:
+        """The code may read something that changes with no sign that is kept."""
 
 
 @dataclass
@@ -148,6 +153,8 @@ class Reach:
         self.draws = self.draws or top == "random"
         if top in sys.stdlib_module_names and top not in _SAME:
             self.found.doubt(f"its code uses {top if what == module else f'{top}.{what}'}")
+        elif top in _SETTABLE:
+            self.found.hide(f"its code uses {top}, which can be set up for the whole process")
         elif top == "builtins" and what in _OUTSIDE:
             self.found.doubt(f"its code calls {what}")
 

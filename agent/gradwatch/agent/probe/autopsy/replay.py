@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradwatch.agent.probe.autopsy.capsule import NUMPY, PYTHON, RandomState, numpy_state
+from gradwatch.agent.probe.autopsy.capsule import (
+    NUMPY,
+    PYTHON,
+    RandomState,
+    numpy_state,
+    settings_now,
+)
 from gradwatch.agent.probe.autopsy.dissection import Collective, Dissection, Facts
 from gradwatch.agent.probe.autopsy.evidence import (
     Evidence,
@@ -85,7 +91,10 @@ def replay(case: Case, care: Care | None = None, doubts: list[str] | None = None
         Fields of the `Autopsy` message in its JSON mapping.
     """
     capsule, parameters = case.capsule, case.parameters()
-    verdict = Verdict(put_in_place(capsule) if doubts is None else doubts)
+    verdict = Verdict(
+        put_in_place(capsule) if doubts is None else doubts,
+        hidden=[] if capsule.state is None else capsule.state.hidden(),
+    )
     places = Places(case.module, replay.__code__)
     inputs = Leaves((capsule.args, capsule.kwargs)).tensors
     dissection = Dissection(
@@ -118,9 +127,12 @@ def replay(case: Case, care: Care | None = None, doubts: list[str] | None = None
 def put_in_place(capsule: Capsule) -> list[str]:
     """Have Python's state be that of the start of the pass; phrases of what is not known of it."""
     state = capsule.state
+    doubts = list(capsule.doubts)
+    if capsule.settings != settings_now():
+        doubts.append("torch was set up otherwise: its default dtype, precision or smallest numbers")
     if state is None:
-        return capsule.doubts or ["the state of its modules was not kept"]
-    doubts = [*capsule.doubts, *state.doubts()]
+        return doubts or ["the state of its modules was not kept"]
+    doubts += state.doubts()
     state.restore()
     return doubts
 

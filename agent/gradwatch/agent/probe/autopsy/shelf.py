@@ -92,6 +92,7 @@ class Shelf:
             "entering": _plain(capsule.entering),
             "numbers": capsule.numbers,
             "threads": capsule.threads,
+            "settings": capsule.settings,
             "doubts": [*capsule.doubts, *([] if capsule.state is None else capsule.state.doubts())],
             "state": None if capsule.state is None else _plain(capsule.state.plain()),
             "about": _plain(about),
@@ -294,6 +295,7 @@ def _read(path: Path, rank: int, device: torch.device) -> Taken:
         content["entering"],
         content["numbers"],
         threads=content["threads"],
+        settings=tuple(content["settings"]),
         doubts=content["doubts"],
     )
     return Taken(rank, capsule, content["state"], content["about"])
