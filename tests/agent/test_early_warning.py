@@ -88,6 +88,16 @@ def test_it_warns_once_until_all_is_normal_again():
     assert play([1.0] * 20 + [1e5] * 10 + [1.0] * 20 + [1e8]) == [20, 50]
 
 
+def test_a_small_gradient_warns_though_others_are_much_larger():
+    recorder = Recorder(0, {1: info("a"), 2: info("b")})
+    for round_ in range(21):
+        # The largest grows, too: it takes that for a warning.
+        grown_now = round_ == 20
+        recorder.add(RoundFacts(round_, round_), {1: 1e6 if grown_now else 1e-4, 2: 1e3})
+        warning = recorder.exploding()
+    assert warning["parameter"] == "a"
+
+
 def test_a_new_normal_is_normal():
     assert play([1.0] * 20 + [1e5] * 100 + [1e10]) == [20, 120]
 

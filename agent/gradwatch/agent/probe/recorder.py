@@ -86,6 +86,7 @@ class Recorder:
         self._largest: float | None = None
         self._count = 0
         self._alarms: array[float] | None = None
+        self._lowest_alarm = -math.inf
         self._alarms_at = 0
         # Of a warning that was given: the place that has grown most, what is normal there, and when.
         self._warned: tuple[int, float, int] | None = None
@@ -131,6 +132,8 @@ class Recorder:
         """
         if len(self.rounds) <= _LIMITS.rounds:
             return None
+        if self._warned is None and self._is_below_all_alarms():
+            return None
         now = _unscaled(self._magnitudes[-1], self.rounds[-1])
         if self._warned is not None:
             place, normal, since = self._warned
@@ -139,6 +142,7 @@ class Recorder:
             return None
         if self._alarms is None or self._count - self._alarms_at >= _ALARM_EVERY:
             self._alarms = array("d", alarms(self._before(), _LIMITS).tolist())
+            self._lowest_alarm = min(self._alarms, default=math.inf)
             self._alarms_at = self._count
         if not any(map(operator.gt, now, self._alarms)):
             return None
@@ -159,6 +163,12 @@ class Recorder:
             "usual": growth.usual,
             "parameters_total": len(growth.places),
         }
+
+    def _is_below_all_alarms(self) -> bool:
+        """Whether the largest of the newest round is below each parameter's alarm; most often it is."""
+        if self._alarms is None or self._count - self._alarms_at >= _ALARM_EVERY or self._largest is None:
+            return False
+        return self._largest / (self.rounds[-1].loss_scale or 1.0) <= self._lowest_alarm
 
     def _before(self) -> torch.Tensor:
         """Magnitudes of the rounds before the newest, oldest first, as if there had been no GradScaler."""
