@@ -85,6 +85,14 @@ TITLES = [
         on_both(bad_weights(5, UpdateEvidence.EPSILON, "0.weight")),
         "update by Adam made 0.weight NaN, all ranks, step 5",
     ),
+    (
+        on_both(
+            bad_weights(
+                5, UpdateEvidence.GRADIENTS, weights=(), weights_total=0, gradients=(gradient("c.bias"),)
+            )
+        ),
+        "update by Adam was given a gradient of c.bias that is NaN, all ranks, step 5",
+    ),
     (on_one(overflow(5, 3e30)), "gradient of a.weight overflows the optimizer's state, rank 1 on n1, step 5"),
     (
         on_one(nonfinite(5, gradient("h.bias", value=Value.NEGATIVE_INFINITY))),

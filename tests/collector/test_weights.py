@@ -78,6 +78,46 @@ def test_an_update_whose_gradients_are_bad_and_weights_not_yet():
     assert "5 of them (c.bias is the first) were not when the optimizer took them" in text(incident)
 
 
+def given_bad(round_: int) -> obs.BadWeights:
+    """What an optimizer is about to take."""
+    bad = gradient("c.bias", None)
+    return bad_weights(
+        round_,
+        UpdateEvidence.GRADIENTS,
+        weights=(),
+        weights_total=0,
+        gradients=(bad,),
+        gradients_total=1,
+        model_step=round_,
+    )
+
+
+# What follows on it, and what is said of the weights.
+AFTER_IT = [
+    ([], "Whether the weights are bad since is not known."),
+    ([obs.Skipped(3, 3, 1, 1, exhausted=False)], "The guard skipped the update, so no weight was touched."),
+    ([after(4, "c.bias", model_step=4)], "The weights were not finite after it."),
+    # It left out what was bad.
+    ([nonfinite(5, phase=Phase.LOSS, weights_finite=True, model_step=5)], "The weights stayed finite."),
+]
+
+
+@pytest.mark.parametrize(("bodies", "says"), AFTER_IT)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_update_that_was_given_bad_gradients_is_not_said_to_have_made_weights_bad(
+    bodies, says, world_size
+):
+    incident = on_all(world_size, 6, given_bad(3), *bodies).incident
+    assert (incident.verdict.cause, incident.verdict.first.phase) == (Cause.UPDATE, Phase.UPDATE)
+    where = " on all ranks" if world_size > 1 else " on rank 0 (node n0)"
+    assert incident.verdict.sentences[0] == (
+        "Adam (eps 1e-08, learning rate 0.001) was given a gradient of c.bias that was NaN at step 3 "
+        f"(round 3){where}."
+    )
+    assert says in text(incident)
+    assert "made" not in text(incident)
+
+
 def test_weights_that_were_found_bad_are_no_updates_fault():
     told = on_all(2, 9, bad_weights(8, None, "emb.weight", step=9, finite_step=4), after(9, "emb.weight"))
     incident = told.incident

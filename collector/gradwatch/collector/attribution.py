@@ -14,6 +14,7 @@ from gradwatch.collector.evidence import (
     first_step,
     is_local,
     is_of_weights,
+    made_weights_bad,
     position,
     suspects,
 )
@@ -129,7 +130,14 @@ def _of_weights(
         unknown_ranks=unknown,
         contaminated_ranks=contaminated,
         sentences=(
-            *other_causes.explain_weights(origins, clean, unknown, contaminated, guesses),
+            *other_causes.explain_weights(
+                origins,
+                clean,
+                unknown,
+                contaminated,
+                guesses,
+                made_bad=made_weights_bad(evidence, first),
+            ),
             *sentences.tell_skips(evidence),
         ),
         likely=guesses,

@@ -56,7 +56,9 @@ def _of_update(update: Update, first: Sighting, name: str) -> str:
     if first.bad_weights:
         return f"update{by} made {name} {_is(first)}"
     edited = update.evidence is UpdateEvidence.GRADIENTS
-    return f"update{by} took a gradient of {name} that is {_is(first)}" if edited else f"update{by} is bad"
+    return (
+        f"update{by} was given a gradient of {name} that is {_is(first)}" if edited else f"update{by} is bad"
+    )
 
 
 def _of_phase(first: Sighting, name: str) -> str:
