@@ -31,7 +31,6 @@ _PHASES: Mapping[int, obs.Phase] = {
     pb.PHASE_FORWARD: obs.Phase.FORWARD,
     pb.PHASE_LOSS: obs.Phase.LOSS,
     pb.PHASE_BACKWARD: obs.Phase.BACKWARD,
-    pb.PHASE_UPDATE: obs.Phase.UPDATE,
 }
 _COMPLETENESS: Mapping[int, obs.Completeness] = {
     pb.COMPLETENESS_COMPLETE: obs.Completeness.COMPLETE,
