@@ -50,6 +50,9 @@ def test_a_replay_that_stayed_finite(faithful, clean, judgement):
     is_device = verdict.likely[0].kind is LikelyKind.DEVICE
     assert is_device == (judgement is Judgement.TRANSIENT)
     assert bool(ACCUSES.search(said(told))) == is_device
+    # What came out equal is what was compared.
+    assert ("all else came out equal" in said(told)) == (faithful is True)
+    assert ("a clean pass, replayed likewise, came out equal" in said(told)) == (is_device and not faithful)
 
 
 def test_a_clean_pass_is_replayed_after_the_verdict_and_revises_it():

@@ -38,7 +38,6 @@ _CAUSE_OF_PHASE = {
     Phase.FORWARD: Cause.FORWARD,
     Phase.LOSS: Cause.LOSS,
     Phase.BACKWARD: Cause.BACKWARD,
-    Phase.UPDATE: Cause.UPDATE,
 }
 # Of rounds in which it was bad again.
 _AGAIN = 16
@@ -174,6 +173,7 @@ def _of_gradients(
             tie=tie,
             within=bool(first.group) or first.exchanged,
             finite_on=judged.finite_on,
+            by_clean_pass=judged.by_clean_pass,
         )
     )
     # Weights that are bad afterwards are so by the update.

@@ -119,6 +119,7 @@ class Case:
         tie: several ranks share the first position.
         within: the model's parts exchange tensors, so that what enters one is no batch.
         finite_on: other ranks that have repeated the pass, and to whom it gave finite gradients.
+        by_clean_pass: that the replay repeated the pass is shown by a clean pass only, replayed likewise.
         flight: of the first rank.
     """
 
@@ -131,6 +132,7 @@ class Case:
     tie: bool = False
     within: bool = False
     finite_on: tuple[int, ...] = ()
+    by_clean_pass: bool = False
 
     @property
     def everywhere(self) -> bool:
@@ -189,10 +191,11 @@ def _device(case: Case) -> Guess | None:
             f"Take {where} out of the job and test its memory and arithmetic.",
         )
     if case.judgement is Judgement.TRANSIENT:
+        compared = "a clean pass, replayed likewise," if case.by_clean_pass else "all else"
         return Guess(
             LikelyKind.DEVICE,
-            "replayed with the same weights, inputs and random numbers it stayed finite, and all else came "
-            "out equal to the bit, so it was no fault of the data or the code",
+            f"replayed with the same weights, inputs and random numbers it stayed finite, and {compared} "
+            "came out equal to the bit, so it was no fault of the data or the code",
             f"Watch whether {where} does it again; if it does, take it out.",
         )
     return None
