@@ -252,3 +252,10 @@ LIKELY = [
 def test_what_is_likely_behind_an_update(evidence, rate, kind, world_size):
     told = on_all(world_size, 9, bad_weights(9, evidence, learning_rate=rate))
     assert told.incident.verdict.likely[0].kind is kind
+
+
+def test_weights_that_no_name_is_known_of_are_told_as_bad():
+    """As a device tells of them; and what an update is about to do is not done."""
+    found = on_all(1, 9, bad_weights(9, None, weights=(), weights_total=0)).incident.verdict.first
+    assert (found.bad_weights, found.weights_finite) == ((), False)
+    assert on_all(1, 3, given_bad(3)).incident.verdict.first.weights_finite is None

@@ -105,7 +105,8 @@ def see_weights(draft: Draft, rank: RankState, body: obs.BadWeights) -> None:
         batch=body.batch,
         root=body.root,
         model_step=body.model_step,
-        weights_finite=not body.weights,
+        # What an update is about to do is not done yet.
+        weights_finite=False if body.weights or body.evidence is None else None,
         bad_weights=body.weights,
         bad_weights_total=max(body.weights_total, len(body.weights)),
         finite_step=body.finite_step,
