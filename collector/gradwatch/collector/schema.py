@@ -107,7 +107,12 @@ class OriginDocument(Document):
     loss: float | str | None = Field(description="On that rank, before it was scaled.")
     model_step: int | None = Field(description="Updates of that model so far, where there are several.")
     model: ModelDocument | None = Field(description="Which one, where there are several.")
-    group: list[int] | None = Field(description="Ranks of its process group, when that is not the world.")
+    group: list[int] | None = Field(
+        description="Ranks of its process group, when that is not the world; told of the first rank only."
+    )
+    exchanged: bool = Field(
+        description="What enters its part of the model may come from another rank: tensors were exchanged."
+    )
 
 
 class IncidentDocument(Document):
