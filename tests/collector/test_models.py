@@ -8,10 +8,11 @@ import pytest
 
 from gradwatch.collector import document
 from gradwatch.collector import observations as obs
+from gradwatch.collector.fold import fold
 from gradwatch.collector.model import Cause, Incident, LikelyKind
 from gradwatch.collector.observations import Phase
-from tests.collector.history import Told, batch, hello, nonfinite
-from tests.collector.test_causes import reduced, told_of
+from tests.collector.history import Told, batch, hello, nonfinite, report
+from tests.collector.test_causes import bad_weights, reduced, told_of
 
 CRITIC, GENERATOR = 0, 1
 
@@ -164,3 +165,26 @@ def test_many_groups_are_remembered_in_little_space():
         told.tell(batch(f"r{rank}", 0, hello(rank, 300), model(0, "Net", (rank,))))
     (attempt,) = told.state.attempts.values()
     assert len(attempt.models) == 256
+    # What there is no room for changes nothing, however often it is told.
+    again = fold(told.state, report(batch("r299", 2, model(0, "Net", (299,)))), told.config, told.now)
+    assert again.attempts == {}
+
+
+def test_a_rank_whose_group_is_not_remembered_is_not_told_as_the_first_of_all():
+    told = Told()
+    for rank in range(300):
+        told.tell(batch(f"r{rank}", 0, hello(rank, 300), model(0, "Net", (rank,))))
+    told.tell(batch("r299", 2, nonfinite(6, phase=Phase.INPUT)))
+    assert "was first among what is known (the ranks of its group are not):" in text(told.incident)
+    assert LikelyKind.BAD_DATA not in {one.kind for one in told.incident.verdict.likely}
+    assert document.incident(told.incident).first.exchanged
+
+
+def test_only_the_first_lists_the_ranks_of_its_group():
+    told = in_stages(Phase.FORWARD)
+    told.tell(batch("r2", 3, nonfinite(6, phase=Phase.FORWARD)))
+    assert [one.group for one in document.incident(told.incident).origins] == [[2, 3], None]
+    told = with_models(2, model(0, "Net", (0, 1)))
+    for rank in range(2):
+        told.tell(batch(f"r{rank}", 2, bad_weights(6, None)))
+    assert [one.group for one in document.incident(told.incident).origins] == [[0, 1], None]

@@ -287,7 +287,7 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
             ordinal=sighting.model.ordinal,
         ),
         group=list(sighting.group) or None,
-        exchanged=sighting.exchanged,
+        exchanged=sighting.exchanged or sighting.group_unknown,
     )
 
 

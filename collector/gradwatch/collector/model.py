@@ -278,7 +278,8 @@ class Sighting:
         gradient: the parameter whose gradient arrived first; None when no gradient was seen.
         update: of bad weights.
         model: which one, where there are several.
-        group: ranks of the model's process group, when that is not the whole world.
+        group: ranks of the model's process group, when that is not the whole world; of the first rank only.
+        group_unknown: it is not the whole world, and there were too many groups to remember it.
     """
 
     # A NaN is stored as one: JSON's null would be read as "not known".
@@ -321,6 +322,7 @@ class Sighting:
     update: Update | None = None
     model: WhichModel | None = None
     group: tuple[int, ...] = ()
+    group_unknown: bool = False
 
 
 class Replayed(NamedTuple):

@@ -115,7 +115,7 @@ def tell_again(first: Sighting, again: Sequence[Own]) -> tuple[str, ...]:
     if not steps:
         return ()
     same = {one.batch_hash for one in again} == {first.batch_hash} and first.batch_hash
-    entered = "the same input" if first.group or first.exchanged else "the same batch"
+    entered = "the same input" if is_part(first) else "the same batch"
     return (f"Rank {first.rank} was bad again at {step_list(steps)}{f', with {entered}' if same else ''}.",)
 
 
@@ -182,6 +182,8 @@ def _first(origins: Sequence[Sighting], tie: bool) -> str:
         who += " was first"
     if first.group:
         who += f" within its group ({named(first.group, lower=True)})"
+    elif first.group_unknown:
+        who += " among what is known (the ranks of its group are not)"
     elif first.exchanged:
         who += " among what is known (tensors were exchanged between ranks)"
     if first.phase is Phase.PARAMETER and first.bad_weights:

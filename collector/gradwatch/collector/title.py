@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import Cause
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
-from gradwatch.collector.words import number
+from gradwatch.collector.words import is_part, number
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, Operator, Sighting, Update, Verdict
@@ -67,7 +67,7 @@ def _of_phase(first: Sighting, name: str) -> str:
     if first.phase is Phase.PARAMETER:
         what = f"weight {name} is {_is(first)}" if first.bad_weights else "weights are not finite"
     elif first.phase is Phase.INPUT:
-        entered = "what entered the model" if first.group or first.exchanged else "the batch"
+        entered = "what entered the model" if is_part(first) else "the batch"
         what = f"{_value(first)} in {entered}"
     elif operator is not None and operator.name is not None:
         what = _of_the_loss(first, operator) if first.phase is Phase.LOSS else _of_operator(operator)
@@ -133,7 +133,7 @@ def _who(verdict: Verdict, first: Sighting) -> str:
             return ", all ranks"
         return f", {len(verdict.origins)} ranks"
     on = f" on {_short(first.node)}" if first.node else ""
-    if first.phase is Phase.INPUT and not (first.group or first.exchanged):
+    if first.phase is Phase.INPUT and not is_part(first):
         return f" of rank {first.rank}{on}"
     if _is_of_loss(first):
         return f" on rank {first.rank}{on}"

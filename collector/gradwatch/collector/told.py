@@ -185,8 +185,8 @@ def see_model(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
     _see_parameters(draft, rank, body)
     attempt = draft.attempts[rank.attempt]
     model = KnownModel(body.root, body.module_class[:_CLASS], body.group_size, body.group)
-    if model not in attempt.models:
-        models = tuple(sorted({*attempt.models, model})[:_MODELS])
+    models = tuple(sorted({*attempt.models, model})[:_MODELS])
+    if models != attempt.models:
         draft.attempts[attempt.id] = replace(attempt, models=models)
         draft.news[attempt.id].models = True
 

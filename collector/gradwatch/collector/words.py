@@ -91,7 +91,7 @@ def which_model(first: Sighting) -> str:
 
 def is_part(first: Sighting) -> bool:
     """Whether what enters it may come from another rank."""
-    return bool(first.group) or first.exchanged
+    return bool(first.group) or first.group_unknown or first.exchanged
 
 
 def since_when(first: Sighting) -> tuple[str, ...]:
