@@ -39,7 +39,6 @@ _STRETCH_STEPS = 10
 _STRETCHES = 8
 # Generations, and models of one attempt, of which something is remembered.
 _RESUMES, _MODELS = 4, 256
-_CLASS = 512
 # Rounds whose checksums are waited for.
 _CHECKED_ROUNDS = 4
 
@@ -184,7 +183,7 @@ def see_model(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
     """A model is known by its class and its group; all ranks of the group tell the same."""
     _see_parameters(draft, rank, body)
     attempt = draft.attempts[rank.attempt]
-    model = KnownModel(body.root, body.module_class[:_CLASS], body.group_size, body.group)
+    model = KnownModel(body.root, body.module_class, body.group_size, body.group)
     models = tuple(sorted({*attempt.models, model})[:_MODELS])
     if models != attempt.models:
         draft.attempts[attempt.id] = replace(attempt, models=models)
