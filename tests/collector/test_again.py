@@ -110,9 +110,9 @@ def test_later_incidents_of_an_attempt_know_the_earlier_ones():
         for one in sorted(told.incidents, key=lambda one: one.evidence.first_round)
     ]
     assert len(texts) == 3
-    assert "too." not in texts[0]
-    assert "Rank 1 was first at step 5, too." in texts[1]
-    assert "Rank 1 was first at steps 5 and 23, too." in texts[2]
+    assert "also first" not in texts[0]
+    assert "Rank 1 was also first in an earlier incident, at step 5." in texts[1]
+    assert "Rank 1 was also first in earlier incidents, at steps 5 and 23." in texts[2]
 
 
 def test_another_first_rank_has_no_past():

@@ -131,6 +131,18 @@ def told_of(rank: int, round_: int, *bodies: obs.Body, **changes: object) -> lis
 # ---------------------------------------------------------------- the reduction
 
 
+def test_a_sum_of_which_no_parameter_is_known():
+    bad = replace(reduced(7), gradients=(), gradients_total=0)
+    told = Told().hellos(2).tell(*told_of(0, 7, bad), *told_of(1, 7, bad))
+    assert told.incident.verdict.sentences[0] == (
+        "Every rank's own gradients were finite at step 7 (round 7), and their reduction was not."
+    )
+    told = Told().hellos(2).tell(*told_of(0, 7, bad), progress("r1", 5, 1, ended=True))
+    assert told.incident.verdict.sentences[0] == (
+        "The reduced gradients were not finite at step 7 (round 7); who made them so is not known."
+    )
+
+
 def test_a_sum_that_no_rank_made_bad_is_the_reductions():
     told = Told().hellos(3)
     for rank in range(3):

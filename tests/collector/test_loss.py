@@ -97,8 +97,8 @@ def test_a_bad_loss_with_finite_gradients_is_a_warning_and_no_incident():
     told.tell(batch("r1", 1, bad_loss(5)), batch("r0", 1, bad_loss(30, math.inf)))
     assert told.incidents == []
     assert document.job(told.state, "j").warnings == [
-        "Rank 1: the loss was NaN at step 5 with finite gradients; the update was not harmed.",
-        "Rank 0: the loss was inf at step 30 with finite gradients; the update was not harmed.",
+        "Rank 1: the loss was NaN at step 5 with finite gradients, before and after the reduction.",
+        "Rank 0: the loss was inf at step 30 with finite gradients, before and after the reduction.",
     ]
 
 

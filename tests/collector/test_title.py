@@ -66,7 +66,7 @@ TITLES = [
             nonfinite(5, phase=Phase.LOSS, loss=math.inf),
             operator("aten.log", ZERO, source=None, module=None, replay=obs.Replay.NOT_DONE),
         ),
-        "loss is inf by log of 0, rank 1 on n1, step 5",
+        "loss is inf: log of 0, rank 1 on n1, step 5",
     ),
     (
         on_one(

@@ -78,6 +78,16 @@ def test_an_update_whose_gradients_are_bad_and_weights_not_yet():
     assert "5 of them (c.bias is the first) were not when the optimizer took them" in text(incident)
 
 
+def test_how_many_weights_are_bad_is_a_sentence():
+    names = ("a.weight", "b.weight", "c.weight")
+    assert "NaN on all ranks, and 2 more weights were bad." in text(
+        on_all(2, 3, bad_weights(3, UpdateEvidence.STATE, *names)).incident
+    )
+    assert "(round 3), and 1 more weight was bad." in text(
+        on_all(2, 3, bad_weights(3, None, *names[:2])).incident
+    )
+
+
 def given_bad(round_: int) -> obs.BadWeights:
     """What an optimizer is about to take."""
     bad = gradient("c.bias", None)
@@ -144,7 +154,7 @@ def test_weights_that_no_look_had_found_before():
         "head.bias",
     )
     assert (described.first.value, described.first.count, described.first.numel) == ("nan", 3, 40)
-    assert "the weight emb.weight was NaN at step 9 (round 9), and 1 more weights were bad" in text(
+    assert "the weight emb.weight was NaN at step 9 (round 9), and 1 more weight was bad" in text(
         told.incident
     )
     assert "They were last known finite at step 6." in text(told.incident)

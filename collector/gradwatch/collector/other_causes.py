@@ -10,6 +10,7 @@ from gradwatch.collector.observations import UpdateEvidence, Value
 from gradwatch.collector.words import (
     VALUES,
     likely_cause,
+    more_weights,
     named,
     number,
     of_unknown,
@@ -58,7 +59,7 @@ def explain_reduction(
         later: bad gradients of the ranks' own, in later steps, that the reduced ones have not touched.
     """
     reduced = evidence.reduced
-    what = "the gradients" if reduced is None or reduced.parameter is None else reduced.parameter
+    parameter = None if reduced is None else reduced.parameter
     when = f"at step {first_step(evidence)} (round {evidence.first_round})"
     ranks = sorted({seen.rank for seen in later})
     own = (
@@ -68,15 +69,18 @@ def explain_reduction(
     )
     if unknown:
         return (
-            f"The reduced gradient of {what} was not finite {when}; who made it is not known.",
+            f"The reduced gradients were not finite {when}; who made them so is not known."
+            if parameter is None
+            else f"The reduced gradient of {parameter} was not finite {when}; who made it is not known.",
             f"The own gradients of {named(clean, lower=True)} were finite."
             if clean
             else "No rank has said more.",
             *of_unknown(unknown),
             *own,
         )
+    which = "" if parameter is None else f": {parameter} is the first"
     return (
-        f"Every rank's own gradients were finite {when}, and their reduction was not: {what} is the first.",
+        f"Every rank's own gradients were finite {when}, and their reduction was not{which}.",
         *_how_reduced(None if reduced is None else reduced.value),
         *own,
     )
@@ -229,8 +233,7 @@ def _of_weights(first: Sighting, where: str) -> tuple[str, ...]:
     what = f"the weight {first.parameter}" if first.bad_weights else "weights"
     model = which_model(first)
     value = value_word(first.value)
-    more = first.bad_weights_total - 1
-    others = f", and {more} more" if first.bad_weights and more > 0 else ""
+    others = more_weights(first)
     if update is None or update.evidence is None:
         found = (
             f"{what[:1].upper()}{what[1:]}{model} was {value}{where} before the update of step {first.step}"

@@ -77,10 +77,10 @@ def _of_phase(first: Sighting, name: str) -> str:
 
 
 def _of_the_loss(first: Sighting, operator: Operator) -> str:
-    """Such as `loss is inf by ctc_loss`, and `gradient of sqrt in the loss is NaN at train.py:9`."""
+    """Such as `loss is inf: ctc_loss at loss.py:9`, or `gradient of sqrt in the loss is NaN at loss.py:9`."""
     name, where = _short(_bare(operator)), _where(operator)
     if first.loss is not None and not math.isfinite(first.loss):
-        return f"loss is {number(first.loss)} by {_of_operator(operator)}"
+        return f"loss is {number(first.loss)}: {_of_operator(operator)}"
     return f"gradient of {name} in the loss is {_is(first)}{where}"
 
 
