@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Judgement, LikelyKind
 from tests.collector.history import Told, batch, gradient, nonfinite
@@ -68,6 +69,7 @@ def test_what_may_be_behind_a_replay_that_differs_is_one_sentence():
     told = bad_on(1)
     doubts = ("module encoder keeps a Generator", "module head counts its calls")
     told.tell(batch("r1", 2, autopsy(1, 5, FINITE, operator=None, faithful=False, doubts=doubts)))
+    assert document.incident(told.incident).doubts == [*doubts]
     (about,) = [text for text in told.incident.verdict.sentences if "not shown" in text]
     assert about == (
         "Replayed on rank 1 it stayed finite, and the replay is not shown to have repeated the pass: module "

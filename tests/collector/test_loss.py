@@ -180,10 +180,6 @@ CONSTANTS = [
     # A divisor that is the number 0 is one.
     ("aten.div.Tensor", [NORM[0], obs.OperatorInput("int", (), 0.0, 0.0, 0)], LikelyKind.DOMAIN),
     ("aten.div.Tensor", [obs.OperatorInput("float", (), 0.0, 0.0, 0), NORM[1]], LikelyKind.UNKNOWN),
-    # As the autograd graph calls them.
-    ("SqrtBackward0", [], LikelyKind.DOMAIN),
-    ("DivBackward0", [NORM[1], NORM[0]], LikelyKind.DOMAIN),
-    ("MulBackward0", [NORM[1], NORM[0]], LikelyKind.UNKNOWN),
 ]
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from gradwatch.collector.model import UnknownReason
 from gradwatch.collector.observations import Phase, Value
-from gradwatch.collector.progress import sighting_of
 from gradwatch.collector.sentences import explain
+from gradwatch.collector.sightings import sighting_of
 from tests.collector.history import GRADIENT_PHASES, gradient, hello, nonfinite
 
 

@@ -96,7 +96,7 @@ TITLES = [
     (on_one(overflow(5, 3e30)), "gradient of a.weight overflows the optimizer's state, rank 1 on n1, step 5"),
     (
         on_one(nonfinite(5, gradient("h.bias", value=Value.NEGATIVE_INFINITY))),
-        "gradient of h.bias is -inf, rank 1 on n1, step 5",
+        "gradient of h.bias is -Inf, rank 1 on n1, step 5",
     ),
 ]
 

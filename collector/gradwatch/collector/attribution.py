@@ -173,7 +173,6 @@ def _of_gradients(
             judgement=judged.judgement,
             flight=_flight_of(evidence, first),
             tie=tie,
-            within=is_part(first),
             finite_on=judged.finite_on,
             by_clean_pass=judged.by_clean_pass,
         )
@@ -181,7 +180,6 @@ def _of_gradients(
     # Weights that are bad afterwards are so by the update.
     named = {one.rank for one in origins}
     contaminated = tuple(sorted((evidence.contaminated | evidence.weights.keys()) - named - {*received}))
-    again = _again(evidence, first)
     return Verdict(
         cause=cause,
         first=first,
@@ -194,14 +192,13 @@ def _of_gradients(
             *sentences.explain(
                 origins, tie, clean, unknown, contaminated, received=received, guesses=guesses
             ),
-            *sentences.tell_again(first, again),
+            *sentences.tell_again(first, _again(evidence, first)),
             *sentences.tell_doubts(first, judged.doubts),
             *sentences.tell_skips(evidence),
         ),
         judgement=judged.judgement,
         likely=guesses,
         doubts=judged.doubts,
-        again=again,
     )
 
 

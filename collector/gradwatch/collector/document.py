@@ -139,6 +139,7 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
         contaminated_ranks=list(verdict.contaminated_ranks),
         verdict=[*verdict.sentences, *tell_before(verdict)],
         judgement=None if verdict.judgement is None else verdict.judgement.value,
+        doubts=list(verdict.doubts),
         likely=[
             schema.GuessDocument(kind=guess.kind.value, because=guess.because, remedy=guess.remedy)
             for guess in verdict.likely

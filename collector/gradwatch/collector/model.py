@@ -235,7 +235,6 @@ class KnownModel(NamedTuple):
 
     root: int
     module_class: str
-    group_size: int
     group: tuple[int, ...] = ()
 
     def is_of(self, rank: int) -> bool:
@@ -469,7 +468,6 @@ class Verdict:
     Attributes:
         likely: the likeliest first; empty while it is suspected only.
         doubts: why a replay is not shown to have repeated the pass.
-        again: rounds of the incident in which its first rank was bad by itself again.
         before: steps of the attempt's incidents before this one with the same first rank.
     """
 
@@ -484,7 +482,6 @@ class Verdict:
     judgement: Judgement | None = None
     likely: tuple[Guess, ...] = ()
     doubts: tuple[str, ...] = ()
-    again: tuple[Own, ...] = ()
     before: tuple[int, ...] = ()
 
 

@@ -138,6 +138,7 @@ class IncidentDocument(Document):
     contaminated_ranks: list[int] = Field(description="Ranks that were first bad after an update.")
     verdict: list[str] = Field(description="The same, in sentences.")
     judgement: str | None = Field(description="What replays say of where the fault is.")
+    doubts: list[str] = Field(description="Why a replay is not shown to have repeated the pass.")
     likely: list[GuessDocument] = Field(description="What is likely to be behind it, the likeliest first.")
     flight: FlightDocument | None
     opened_at: datetime
