@@ -38,7 +38,7 @@ def verdict(told: Told) -> str:
 def test_a_sample_that_comes_back_in_every_epoch():
     text = verdict(told_with(bad(5, "ab"), bad(13, "ab"), bad(21, "ab")))
     assert "Rank 1 was bad again at steps 13 and 21, with the same batch." in text
-    assert re.search(r"\b5\b.*\b13\b.*\b21\b", text)
+    assert text.index("at step 5 (round 5") < text.index("was bad again at steps 13 and 21")
 
 
 def autopsy(step: int, operator: str | None, source: str | None, **changes: object) -> obs.Autopsy:

@@ -37,36 +37,37 @@ def bad(round_: int, root: int, model_step: int, **changes: object) -> obs.NonFi
     return nonfinite(round_, root=root, model_step=model_step, **known)
 
 
-# What rank 1 sees after rank 0 was first, in round 10 and the critic's step 7; and whether that is its own.
+# What rank 1 sees after rank 0 was first, in round 10 and the critic's step 0; and whether that is its own.
 LATER = [
     # The generator's turn comes in the next round, and the critic's weights are NaN.
     (bad(11, GENERATOR, 3, weights_finite=False), False),
     # The same optimizer's next turn, whatever the clock shows.
-    (bad(11, CRITIC, 8, weights_finite=False), False),
-    (bad(11, CRITIC, 8, weights_finite=False, step=10), False),
+    (bad(11, CRITIC, 1, weights_finite=False), False),
+    (bad(11, CRITIC, 1, weights_finite=False, step=10), False),
     # Whether the weights were finite is not known.
-    (bad(11, CRITIC, 8, weights_finite=None), False),
+    (bad(11, CRITIC, 1, weights_finite=None), False),
     # Gradients are added to what was reduced before: a reduction in every micro-batch.
-    (bad(11, CRITIC, 7, step=10), False),
+    (bad(11, CRITIC, 0, step=10), False),
     # What the generator gets back comes through the critic.
     (bad(11, GENERATOR, 3), False),
     # The weights were finite, and so nothing had come from the first: it stands for itself.
-    (bad(11, CRITIC, 8), True),
+    (bad(11, CRITIC, 1), True),
     (bad(11, GENERATOR, 3, phase=Phase.INPUT), True),
-    (bad(11, CRITIC, 7, phase=Phase.INPUT, step=10), True),
+    (bad(11, CRITIC, 0, phase=Phase.INPUT, step=10), True),
 ]
 
 
 @pytest.mark.parametrize(("later", "itself"), LATER)
 def test_a_rank_that_was_finite_in_the_first_round(later, itself):
     told = with_models(2, model(CRITIC, "Critic"), model(GENERATOR, "Generator"))
-    told.tell(batch("r0", 3, bad(10, CRITIC, 7)), *told_of_progress(0, 12, 4, bad_rounds=1))
+    told.tell(batch("r0", 3, bad(10, CRITIC, 0)), *told_of_progress(0, 12, 4, bad_rounds=1))
     told.tell(batch("r1", 3, later), *told_of_progress(1, 12, 4, bad_rounds=1))
     verdict = told.incident.verdict
     assert [one.rank for one in verdict.origins] == ([0, 1] if itself else [0])
     assert verdict.contaminated_ranks == (() if itself else (1,))
     assert "before any update was applied" not in text(told.incident)
     assert "All ranks were bad at once" not in text(told.incident)
+    # All ranks are bad before the critic has learned anything, and not in one round.
     assert verdict.likely[0].kind is not LikelyKind.INITIALISATION
 
 
