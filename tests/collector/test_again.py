@@ -11,8 +11,8 @@ import pytest
 from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.observations import Phase
+from tests.collector.bodies import autopsy as autopsy_of
 from tests.collector.history import Told, batch, nonfinite, progress
-from tests.collector.test_causes import autopsy as autopsy_of
 
 
 def bad(step: int, batch_hash: str = "", **changes: object) -> obs.NonFinite:

@@ -9,8 +9,8 @@ import pytest
 from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Judgement, LikelyKind
+from tests.collector.bodies import autopsy, bad_on, reduced, told_of
 from tests.collector.history import Told, batch, gradient, nonfinite
-from tests.collector.test_causes import autopsy, bad_on, reduced, told_of
 
 BAD, FINITE = obs.Replay.REPRODUCED, obs.Replay.FINITE
 # An operator that explains nothing.

@@ -11,8 +11,8 @@ from gradwatch.collector import observations as obs
 from gradwatch.collector.fold import fold
 from gradwatch.collector.model import Cause, Incident, LikelyKind
 from gradwatch.collector.observations import Phase
+from tests.collector.bodies import bad_weights, reduced, told_of
 from tests.collector.history import Told, batch, hello, nonfinite, report
-from tests.collector.test_causes import bad_weights, reduced, told_of
 
 CRITIC, GENERATOR = 0, 1
 

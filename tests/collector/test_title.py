@@ -12,8 +12,8 @@ from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.notify import message
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
+from tests.collector.bodies import autopsy, bad_weights, checksum, overflow, reduced, told_of
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
-from tests.collector.test_causes import autopsy, bad_weights, checksum, overflow, reduced, told_of
 from tests.collector.test_weights import after
 
 OF_LOG = autopsy(1, 5, obs.Replay.REPRODUCED, source="/srv/job/model.py:33")

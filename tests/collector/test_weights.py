@@ -10,8 +10,8 @@ from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Cause, Incident, LikelyKind, Status
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
+from tests.collector.bodies import bad_weights, reduced, told_of
 from tests.collector.history import Told, batch, gradient, nonfinite, progress
-from tests.collector.test_causes import bad_weights, reduced, told_of
 
 
 def weight(name: str, value: Value = Value.NAN, count: int = 3) -> obs.BadWeight:

@@ -9,9 +9,9 @@ import pytest
 
 from gradwatch.collector.observations import GuardOff, Phase, Skipped, UpdateEvidence, Value
 from gradwatch.collector.policy.decision import Verdict
+from tests.collector.bodies import bad_weights
 from tests.collector.history import gradient, nonfinite
 from tests.collector.policy.story import BURST, HEAD, ONE, Story, policy
-from tests.collector.test_causes import bad_weights
 
 INPUT = {"phase": Phase.INPUT}
 BAD = gradient("layers.3.weight", value=Value.NEGATIVE_INFINITY)

@@ -30,6 +30,7 @@ from gradwatch.collector.policy.model import Action
 from gradwatch.collector.policy.problems import EventsError
 from gradwatch.collector.policy.refusals import Silence
 from gradwatch.collector.policy.replay import ASSUMED, NO_PATH, PASSED, SAVED, replay
+from tests.collector.bodies import autopsy, flight, reduced
 from tests.collector.history import (
     GRADIENT_PHASES,
     NOW,
@@ -41,7 +42,6 @@ from tests.collector.history import (
 )
 from tests.collector.policy.story import ROLL_BACK, Story, checkpoint, policy
 from tests.collector.test_any_order import Course, Journal, courses, essence_of, simulate
-from tests.collector.test_causes import autopsy, flight, reduced
 
 if TYPE_CHECKING:
     from random import Random
