@@ -106,7 +106,12 @@ def given_bad(round_: int) -> obs.BadWeights:
 AFTER_IT = [
     ([], "Whether the weights are bad since is not known."),
     ([obs.Skipped(3, 3, 1, 1, exhausted=False)], "The guard skipped the update, so no weight was touched."),
-    ([after(4, "c.bias", model_step=4)], "The weights were not finite after it."),
+    ([after(4, "c.bias", model_step=4)], "Afterwards the weights were not finite."),
+    # The next one was not skipped.
+    (
+        [obs.Skipped(3, 3, 1, 1, exhausted=False), after(5, "c.bias", step=4, model_step=4)],
+        "Afterwards the weights were not finite.",
+    ),
     # It left out what was bad.
     ([nonfinite(5, phase=Phase.LOSS, weights_finite=True, model_step=5)], "The weights stayed finite."),
 ]

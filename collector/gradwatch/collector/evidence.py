@@ -124,16 +124,17 @@ def made_weights_bad(evidence: Evidence, sighting: Sighting) -> bool | None:
     """
     if sighting.kind is not Kind.UPDATE or sighting.bad_weights:
         return True
-    skips = evidence.skips
-    if skips is not None and skips.first_step <= sighting.step <= skips.last_step:
-        return False
     after = [
         one.weights_finite
         for one in (*evidence.weights.values(), *evidence.earliest.values(), *evidence.later.values())
         if one.round > sighting.round and one.step > sighting.step
     ]
+    # One that was skipped may have been followed by one that was not.
     if False in after:
         return True
+    skips = evidence.skips
+    if skips is not None and skips.first_step <= sighting.step <= skips.last_step:
+        return False
     return False if True in after else None
 
 

@@ -38,7 +38,7 @@ _EVIDENCE = {
 
 # Of an update that was given bad gradients: whether the weights are bad since.
 _AFTER = {
-    True: "The weights were not finite after it.",
+    True: "Afterwards the weights were not finite.",
     False: "The weights stayed finite.",
     None: "Whether the weights are bad since is not known.",
 }

@@ -228,6 +228,8 @@ TOUCHED = [
     (GUARDED, [GIVEN, SKIPPED], Verdict.DIFFERS, "the update made no weights bad"),
     (GUARDED, [GIVEN], Verdict.UNKNOWN, "weights: whether the update was skipped is not known"),
     (GUARDED, [GIVEN, WEIGHTS_BAD], Verdict.MATCHES, None),
+    # The next one was not skipped.
+    (GUARDED, [GIVEN, SKIPPED, WEIGHTS_BAD], Verdict.MATCHES, None),
     (NO_GUARD, [GIVEN], Verdict.MATCHES, None),
     # In a dry run the guard is off.
     (ONE, [GIVEN], Verdict.MATCHES, None),
