@@ -9,6 +9,8 @@ from gradwatch.collector.fold import fold, tick
 from gradwatch.collector.model import Changes, FoldConfig, Incident, JobState, RankState, State, apply
 
 NOW = 1_800_000_000.0
+# Phases in which a gradient can go bad; an update changes weights.
+GRADIENT_PHASES = [phase for phase in obs.Phase if phase is not obs.Phase.UPDATE]
 
 
 def hello(rank: int, world_size: int = 2, **changes: object) -> obs.Hello:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Cause, Status
+from tests.collector.bodies import autopsy, bad_weights, checksum, flight, reduced
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
-from tests.collector.test_causes import autopsy, bad_weights, checksum, flight, reduced
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, State

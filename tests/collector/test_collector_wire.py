@@ -7,10 +7,11 @@ import math
 import pytest
 
 from gradwatch.collector import observations as obs
-from gradwatch.collector.observations import DropReason, Phase, Value
+from gradwatch.collector.observations import DropReason, Value
 from gradwatch.collector.wire import read_report
 from gradwatch.protos.v1 import gradwatch_pb2 as pb
 from tests.collector.client import batch, hello
+from tests.collector.history import GRADIENT_PHASES
 
 
 def read_one(record: pb.Record, incarnation: str = "r0"):
@@ -34,7 +35,7 @@ def test_a_zero_that_is_there_is_zero():
     assert (body.microbatch, body.gradients[0].count, body.gradients[0].backward_position) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("number", [0, 99])
+@pytest.mark.parametrize("number", [0, 6, 99])
 def test_an_enum_without_a_meaning_is_none_and_counted(number: int):
     record = read_one(nonfinite(phase=number, gradients=[pb.BadGradient(value=number)]))
     assert (record.body.phase, record.body.gradients[0].value) == (None, None)
@@ -44,7 +45,7 @@ def test_an_enum_without_a_meaning_is_none_and_counted(number: int):
 def test_every_enum_of_the_schema_has_a_meaning():
     phases = [number for number in pb.Phase.values() if number]
     values = [number for number in pb.Value.values() if number]
-    assert {read_one(nonfinite(phase=number)).body.phase for number in phases} == {*Phase}
+    assert {read_one(nonfinite(phase=number)).body.phase for number in phases} == {*GRADIENT_PHASES}
     bodies = [read_one(nonfinite(gradients=[pb.BadGradient(value=number)])).body for number in values]
     assert {body.gradients[0].value for body in bodies} == {*Value}
 
@@ -83,6 +84,12 @@ MALFORMED = [
     # A job without a name.
     hello("r0", 0, job=""),
     nonfinite(round=-1),
+    # Nor is a model's ordinal.
+    nonfinite(root=-1),
+    pb.Record(seq=0, model=pb.Model(root=-1)),
+    pb.Record(seq=0, weights=pb.BadWeights(root=-1)),
+    pb.Record(seq=0, loss=pb.BadLoss(root=-1)),
+    pb.Record(seq=0, rehearsal=pb.Rehearsal(root=-1)),
     pb.Record(seq=0, launch_started=pb.LaunchStarted(job="j")),
 ]
 
@@ -153,6 +160,42 @@ def test_a_probe_gone_wild_does_not_fill_the_store():
     assert len(body.group) == 65_536
     body = read_one(pb.Record(seq=0, rehearsal=pb.Rehearsal(doubts=[long] * 100))).body
     assert [len(doubt) for doubt in body.doubts] == [500] * 16
+
+
+LONG = "x" * 100_000
+BAD = pb.BadGradient(parameter=LONG, module=LONG, module_class=LONG, dtype=LONG, numel=-1, count=-1)
+INPUT = pb.OperatorInput(dtype=LONG, shape=range(1000), nonfinite=-1, empty_rows=-1)
+STEP = pb.FlightStep(magnitudes=[1.0] * 1000)
+# A record of a probe gone wild, by kind.
+WILD = {
+    "model": pb.Model(module_class=LONG, wrapper=LONG, group_size=-1, parameters=[pb.Parameter(name=LONG)]),
+    "nonfinite": pb.NonFinite(gradients=[BAD] * 1000, gradients_total=-1, batch=LONG, source=LONG),
+    "reduced": pb.Reduced(gradients=[BAD] * 1000, gradients_total=-1),
+    "weights": pb.BadWeights(gradients=[BAD] * 1000, batch=LONG),
+    "loss": pb.BadLoss(batch=LONG),
+    "optimizer_state": pb.OptimizerState(parameter=LONG, module=LONG, batch=LONG, numel=-1, optimizer=LONG),
+    "exploding": pb.Exploding(parameter=LONG, module=LONG, parameters_total=-1),
+    "autopsy": pb.Autopsy(
+        replay=pb.REPLAY_FINITE,
+        reason=LONG,
+        operator=LONG,
+        source=LONG,
+        code=LONG,
+        inputs=[INPUT] * 1000,
+        missing=[LONG] * 1000,
+        nbytes=-1,
+    ),
+    "flight": pb.Flight(parameters=[LONG] * 1000, steps=[STEP] * 1000, dtype=LONG),
+    "checksum": pb.Checksum(sums=[7] * 100_000),
+}
+
+
+@pytest.mark.parametrize("kind", WILD)
+def test_what_a_record_may_bring_is_bounded(kind: str):
+    record = read_one(pb.Record(seq=0, **{kind: WILD[kind]}))
+    assert record.body is not None
+    assert len(repr(record.body)) < 70_000
+    assert "=-" not in repr(record.body)
 
 
 def test_weights_before_the_first_reduction_and_an_update_of_a_later_version():

@@ -6,10 +6,11 @@ import re
 
 import pytest
 
+from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Judgement, LikelyKind
+from tests.collector.bodies import autopsy, bad_on, reduced, told_of
 from tests.collector.history import Told, batch, gradient, nonfinite
-from tests.collector.test_causes import autopsy, bad_on, reduced, told_of
 
 BAD, FINITE = obs.Replay.REPRODUCED, obs.Replay.FINITE
 # An operator that explains nothing.
@@ -50,6 +51,9 @@ def test_a_replay_that_stayed_finite(faithful, clean, judgement):
     is_device = verdict.likely[0].kind is LikelyKind.DEVICE
     assert is_device == (judgement is Judgement.TRANSIENT)
     assert bool(ACCUSES.search(said(told))) == is_device
+    # What came out equal is what was compared.
+    assert ("all else came out equal" in said(told)) == (faithful is True)
+    assert ("a clean pass, replayed likewise, came out equal" in said(told)) == (is_device and not faithful)
 
 
 def test_a_clean_pass_is_replayed_after_the_verdict_and_revises_it():
@@ -65,6 +69,7 @@ def test_what_may_be_behind_a_replay_that_differs_is_one_sentence():
     told = bad_on(1)
     doubts = ("module encoder keeps a Generator", "module head counts its calls")
     told.tell(batch("r1", 2, autopsy(1, 5, FINITE, operator=None, faithful=False, doubts=doubts)))
+    assert document.incident(told.incident).doubts == [*doubts]
     (about,) = [text for text in told.incident.verdict.sentences if "not shown" in text]
     assert about == (
         "Replayed on rank 1 it stayed finite, and the replay is not shown to have repeated the pass: module "
@@ -123,8 +128,10 @@ def test_bad_data_leaves_nothing_for_a_device():
 def test_ranks_that_tie_have_no_broken_device(phase):
     told = Told().hellos(4)
     for rank in range(4):
-        replays = [autopsy(of, 5, FINITE, operator=None, phase=None, faithful=True) for of in (rank,)]
-        told.tell(*told_of(rank, 5, nonfinite(5, phase=phase), *replays))
+        replay = autopsy(rank, 5, FINITE, operator=None, phase=None, faithful=True)
+        told.tell(*told_of(rank, 5, nonfinite(5, phase=phase), replay))
+    # By itself it would accuse one.
+    assert told.incident.verdict.judgement is Judgement.TRANSIENT
     assert told.incident.verdict.tie
     assert not ACCUSES.search(said(told))
 

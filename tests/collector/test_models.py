@@ -8,10 +8,11 @@ import pytest
 
 from gradwatch.collector import document
 from gradwatch.collector import observations as obs
+from gradwatch.collector.fold import fold
 from gradwatch.collector.model import Cause, Incident, LikelyKind
 from gradwatch.collector.observations import Phase
-from tests.collector.history import Told, batch, hello, nonfinite
-from tests.collector.test_causes import reduced, told_of
+from tests.collector.bodies import bad_weights, reduced, told_of
+from tests.collector.history import Told, batch, hello, nonfinite, report
 
 CRITIC, GENERATOR = 0, 1
 
@@ -36,36 +37,37 @@ def bad(round_: int, root: int, model_step: int, **changes: object) -> obs.NonFi
     return nonfinite(round_, root=root, model_step=model_step, **known)
 
 
-# What rank 1 sees after rank 0 was first, in round 10 and the critic's step 7; and whether that is its own.
+# What rank 1 sees after rank 0 was first, in round 10 and the critic's step 0; and whether that is its own.
 LATER = [
     # The generator's turn comes in the next round, and the critic's weights are NaN.
     (bad(11, GENERATOR, 3, weights_finite=False), False),
     # The same optimizer's next turn, whatever the clock shows.
-    (bad(11, CRITIC, 8, weights_finite=False), False),
-    (bad(11, CRITIC, 8, weights_finite=False, step=10), False),
+    (bad(11, CRITIC, 1, weights_finite=False), False),
+    (bad(11, CRITIC, 1, weights_finite=False, step=10), False),
     # Whether the weights were finite is not known.
-    (bad(11, CRITIC, 8, weights_finite=None), False),
+    (bad(11, CRITIC, 1, weights_finite=None), False),
     # Gradients are added to what was reduced before: a reduction in every micro-batch.
-    (bad(11, CRITIC, 7, step=10), False),
+    (bad(11, CRITIC, 0, step=10), False),
     # What the generator gets back comes through the critic.
     (bad(11, GENERATOR, 3), False),
     # The weights were finite, and so nothing had come from the first: it stands for itself.
-    (bad(11, CRITIC, 8), True),
+    (bad(11, CRITIC, 1), True),
     (bad(11, GENERATOR, 3, phase=Phase.INPUT), True),
-    (bad(11, CRITIC, 7, phase=Phase.INPUT, step=10), True),
+    (bad(11, CRITIC, 0, phase=Phase.INPUT, step=10), True),
 ]
 
 
 @pytest.mark.parametrize(("later", "itself"), LATER)
 def test_a_rank_that_was_finite_in_the_first_round(later, itself):
     told = with_models(2, model(CRITIC, "Critic"), model(GENERATOR, "Generator"))
-    told.tell(batch("r0", 3, bad(10, CRITIC, 7)), *told_of_progress(0, 12, 4, bad_rounds=1))
+    told.tell(batch("r0", 3, bad(10, CRITIC, 0)), *told_of_progress(0, 12, 4, bad_rounds=1))
     told.tell(batch("r1", 3, later), *told_of_progress(1, 12, 4, bad_rounds=1))
     verdict = told.incident.verdict
     assert [one.rank for one in verdict.origins] == ([0, 1] if itself else [0])
     assert verdict.contaminated_ranks == (() if itself else (1,))
     assert "before any update was applied" not in text(told.incident)
     assert "All ranks were bad at once" not in text(told.incident)
+    # All ranks are bad before the critic has learned anything, and not in one round.
     assert verdict.likely[0].kind is not LikelyKind.INITIALISATION
 
 
@@ -164,3 +166,26 @@ def test_many_groups_are_remembered_in_little_space():
         told.tell(batch(f"r{rank}", 0, hello(rank, 300), model(0, "Net", (rank,))))
     (attempt,) = told.state.attempts.values()
     assert len(attempt.models) == 256
+    # What there is no room for changes nothing, however often it is told.
+    again = fold(told.state, report(batch("r299", 2, model(0, "Net", (299,)))), told.config, told.now)
+    assert again.attempts == {}
+
+
+def test_a_rank_whose_group_is_not_remembered_is_not_told_as_the_first_of_all():
+    told = Told()
+    for rank in range(300):
+        told.tell(batch(f"r{rank}", 0, hello(rank, 300), model(0, "Net", (rank,))))
+    told.tell(batch("r299", 2, nonfinite(6, phase=Phase.INPUT)))
+    assert "was first among what is known (the ranks of its group are not):" in text(told.incident)
+    assert LikelyKind.BAD_DATA not in {one.kind for one in told.incident.verdict.likely}
+    assert document.incident(told.incident).first.exchanged
+
+
+def test_only_the_first_lists_the_ranks_of_its_group():
+    told = in_stages(Phase.FORWARD)
+    told.tell(batch("r2", 3, nonfinite(6, phase=Phase.FORWARD)))
+    assert [one.group for one in document.incident(told.incident).origins] == [[2, 3], None]
+    told = with_models(2, model(0, "Net", (0, 1)))
+    for rank in range(2):
+        told.tell(batch(f"r{rank}", 2, bad_weights(6, None)))
+    assert [one.group for one in document.incident(told.incident).origins] == [[0, 1], None]

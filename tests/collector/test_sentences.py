@@ -6,9 +6,9 @@ import pytest
 
 from gradwatch.collector.model import UnknownReason
 from gradwatch.collector.observations import Phase, Value
-from gradwatch.collector.progress import sighting_of
 from gradwatch.collector.sentences import explain
-from tests.collector.history import gradient, hello, nonfinite
+from gradwatch.collector.sightings import sighting_of
+from tests.collector.history import GRADIENT_PHASES, gradient, hello, nonfinite
 
 
 def seen(rank: int, **changes: object):
@@ -24,7 +24,7 @@ def test_the_place_in_the_backward_pass(position: int, words: str):
     assert sentence.endswith(f", the {words} gradient to arrive in that backward pass.")
 
 
-@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("phase", GRADIENT_PHASES)
 def test_the_phase_is_a_sentence_of_its_own(phase: Phase):
     first, about = explain(
         [sighting_of(hello(2, 32), nonfinite(5, phase=phase))],
@@ -40,7 +40,6 @@ def test_the_phase_is_a_sentence_of_its_own(phase: Phase):
         Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not",
         Phase.LOSS: "the gradient of the loss was not",
         Phase.BACKWARD: "went bad on its way back",
-        Phase.UPDATE: "Its weights were finite before the update",
     }
     assert says[phase] in about
 

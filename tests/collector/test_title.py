@@ -12,8 +12,8 @@ from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.notify import message
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
+from tests.collector.bodies import autopsy, bad_weights, checksum, overflow, reduced, told_of
 from tests.collector.history import Told, batch, gradient, hello, nonfinite, progress
-from tests.collector.test_causes import autopsy, bad_weights, checksum, overflow, reduced, told_of
 from tests.collector.test_weights import after
 
 OF_LOG = autopsy(1, 5, obs.Replay.REPRODUCED, source="/srv/job/model.py:33")
@@ -66,7 +66,7 @@ TITLES = [
             nonfinite(5, phase=Phase.LOSS, loss=math.inf),
             operator("aten.log", ZERO, source=None, module=None, replay=obs.Replay.NOT_DONE),
         ),
-        "loss is inf by log of 0, rank 1 on n1, step 5",
+        "loss is inf: log of 0, rank 1 on n1, step 5",
     ),
     (
         on_one(
@@ -85,10 +85,18 @@ TITLES = [
         on_both(bad_weights(5, UpdateEvidence.EPSILON, "0.weight")),
         "update by Adam made 0.weight NaN, all ranks, step 5",
     ),
+    (
+        on_both(
+            bad_weights(
+                5, UpdateEvidence.GRADIENTS, weights=(), weights_total=0, gradients=(gradient("c.bias"),)
+            )
+        ),
+        "update by Adam was given a gradient of c.bias that is NaN, all ranks, step 5",
+    ),
     (on_one(overflow(5, 3e30)), "gradient of a.weight overflows the optimizer's state, rank 1 on n1, step 5"),
     (
         on_one(nonfinite(5, gradient("h.bias", value=Value.NEGATIVE_INFINITY))),
-        "gradient of h.bias is -inf, rank 1 on n1, step 5",
+        "gradient of h.bias is -Inf, rank 1 on n1, step 5",
     ),
 ]
 

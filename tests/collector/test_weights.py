@@ -10,8 +10,8 @@ from gradwatch.collector import document
 from gradwatch.collector import observations as obs
 from gradwatch.collector.model import Cause, Incident, LikelyKind, Status
 from gradwatch.collector.observations import Phase, UpdateEvidence, Value
+from tests.collector.bodies import bad_weights, reduced, told_of
 from tests.collector.history import Told, batch, gradient, nonfinite, progress
-from tests.collector.test_causes import bad_weights, reduced, told_of
 
 
 def weight(name: str, value: Value = Value.NAN, count: int = 3) -> obs.BadWeight:
@@ -78,6 +78,61 @@ def test_an_update_whose_gradients_are_bad_and_weights_not_yet():
     assert "5 of them (c.bias is the first) were not when the optimizer took them" in text(incident)
 
 
+def test_how_many_weights_are_bad_is_a_sentence():
+    names = ("a.weight", "b.weight", "c.weight")
+    assert "NaN on all ranks, and 2 more weights were bad." in text(
+        on_all(2, 3, bad_weights(3, UpdateEvidence.STATE, *names)).incident
+    )
+    assert "(round 3), and 1 more weight was bad." in text(
+        on_all(2, 3, bad_weights(3, None, *names[:2])).incident
+    )
+
+
+def given_bad(round_: int) -> obs.BadWeights:
+    """What an optimizer is about to take."""
+    bad = gradient("c.bias", None)
+    return bad_weights(
+        round_,
+        UpdateEvidence.GRADIENTS,
+        weights=(),
+        weights_total=0,
+        gradients=(bad,),
+        gradients_total=1,
+        model_step=round_,
+    )
+
+
+# What follows on it, and what is said of the weights.
+AFTER_IT = [
+    ([], "Whether the weights are bad since is not known."),
+    ([obs.Skipped(3, 3, 1, 1, exhausted=False)], "The guard skipped the update, so no weight was touched."),
+    ([after(4, "c.bias", model_step=4)], "Afterwards the weights were not finite."),
+    # The next one was not skipped.
+    (
+        [obs.Skipped(3, 3, 1, 1, exhausted=False), after(5, "c.bias", step=4, model_step=4)],
+        "Afterwards the weights were not finite.",
+    ),
+    # It left out what was bad.
+    ([nonfinite(5, phase=Phase.LOSS, weights_finite=True, model_step=5)], "The weights stayed finite."),
+]
+
+
+@pytest.mark.parametrize(("bodies", "says"), AFTER_IT)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_update_that_was_given_bad_gradients_is_not_said_to_have_made_weights_bad(
+    bodies, says, world_size
+):
+    incident = on_all(world_size, 6, given_bad(3), *bodies).incident
+    assert (incident.verdict.cause, incident.verdict.first.phase) == (Cause.UPDATE, Phase.UPDATE)
+    where = " on all ranks" if world_size > 1 else " on rank 0 (node n0)"
+    assert incident.verdict.sentences[0] == (
+        "Adam (eps 1e-08, learning rate 0.001) was given a gradient of c.bias that was NaN at step 3 "
+        f"(round 3){where}."
+    )
+    assert says in text(incident)
+    assert "made" not in text(incident)
+
+
 def test_weights_that_were_found_bad_are_no_updates_fault():
     told = on_all(2, 9, bad_weights(8, None, "emb.weight", step=9, finite_step=4), after(9, "emb.weight"))
     incident = told.incident
@@ -104,7 +159,7 @@ def test_weights_that_no_look_had_found_before():
         "head.bias",
     )
     assert (described.first.value, described.first.count, described.first.numel) == ("nan", 3, 40)
-    assert "the weight emb.weight was NaN at step 9 (round 9), and 1 more weights were bad" in text(
+    assert "the weight emb.weight was NaN at step 9 (round 9), and 1 more weight was bad" in text(
         told.incident
     )
     assert "They were last known finite at step 6." in text(told.incident)
@@ -212,3 +267,10 @@ LIKELY = [
 def test_what_is_likely_behind_an_update(evidence, rate, kind, world_size):
     told = on_all(world_size, 9, bad_weights(9, evidence, learning_rate=rate))
     assert told.incident.verdict.likely[0].kind is kind
+
+
+def test_weights_that_no_name_is_known_of_are_told_as_bad():
+    """As a device tells of them; and what an update is about to do is not done."""
+    found = on_all(1, 9, bad_weights(9, None, weights=(), weights_total=0)).incident.verdict.first
+    assert (found.bad_weights, found.weights_finite) == ((), False)
+    assert on_all(1, 3, given_bad(3)).incident.verdict.first.weights_finite is None

@@ -14,6 +14,7 @@ from gradwatch.collector.evidence import (
     first_step,
     is_local,
     is_of_weights,
+    made_weights_bad,
     position,
     suspects,
 )
@@ -21,6 +22,7 @@ from gradwatch.collector.likely import Case, likely
 from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict, WhichModel
 from gradwatch.collector.observations import Phase
 from gradwatch.collector.replays import judge, operator_of, own, recurrence
+from gradwatch.collector.words import is_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +39,6 @@ _CAUSE_OF_PHASE = {
     Phase.FORWARD: Cause.FORWARD,
     Phase.LOSS: Cause.LOSS,
     Phase.BACKWARD: Cause.BACKWARD,
-    Phase.UPDATE: Cause.UPDATE,
 }
 # Of rounds in which it was bad again.
 _AGAIN = 16
@@ -97,7 +98,8 @@ def _of_weights(
     """Weights were bad first: an update had made them so, or they were found so."""
     seen = [_told(evidence, one, models) for one in suspects(evidence).values()]
     # An update that is known is the reason of what others only found.
-    origins = tuple(sorted(seen, key=lambda one: (one.kind is not Kind.UPDATE, *position(one), one.rank)))
+    in_order = sorted(seen, key=lambda one: (one.kind is not Kind.UPDATE, *position(one), one.rank))
+    origins = _group_of_first(in_order)
     first = origins[0]
     # Of the step before which they were found bad: its round is a later one.
     arrived = evidence.earliest.get(first.rank) or evidence.later.get(first.rank)
@@ -129,7 +131,14 @@ def _of_weights(
         unknown_ranks=unknown,
         contaminated_ranks=contaminated,
         sentences=(
-            *other_causes.explain_weights(origins, clean, unknown, contaminated, guesses),
+            *other_causes.explain_weights(
+                origins,
+                clean,
+                unknown,
+                contaminated,
+                guesses,
+                made_bad=made_weights_bad(evidence, first),
+            ),
             *sentences.tell_skips(evidence),
         ),
         likely=guesses,
@@ -149,7 +158,7 @@ def _of_gradients(
         # Whoever was first has said that it got it from another: of whom is not known.
         made = bad
     received = sorted({one.rank for one in bad} - {one.rank for one in made})
-    origins = _in_order([_told(evidence, one, models) for one in made])
+    origins = _group_of_first(_in_order([_told(evidence, one, models) for one in made]))
     first = origins[0]
     judged = judge(evidence.replayed, evidence.rehearsed, first)
     cause = cause_of(first.phase)
@@ -164,14 +173,13 @@ def _of_gradients(
             judgement=judged.judgement,
             flight=_flight_of(evidence, first),
             tie=tie,
-            within=bool(first.group) or first.exchanged,
             finite_on=judged.finite_on,
+            by_clean_pass=judged.by_clean_pass,
         )
     )
     # Weights that are bad afterwards are so by the update.
     named = {one.rank for one in origins}
     contaminated = tuple(sorted((evidence.contaminated | evidence.weights.keys()) - named - {*received}))
-    again = _again(evidence, first)
     return Verdict(
         cause=cause,
         first=first,
@@ -184,14 +192,13 @@ def _of_gradients(
             *sentences.explain(
                 origins, tie, clean, unknown, contaminated, received=received, guesses=guesses
             ),
-            *sentences.tell_again(first, again),
+            *sentences.tell_again(first, _again(evidence, first)),
             *sentences.tell_doubts(first, judged.doubts),
             *sentences.tell_skips(evidence),
         ),
         judgement=judged.judgement,
         likely=guesses,
         doubts=judged.doubts,
-        again=again,
     )
 
 
@@ -290,9 +297,15 @@ def _in_order(sightings: Iterable[Sighting]) -> tuple[Sighting, ...]:
     return tuple(sorted(sightings, key=_place))
 
 
+def _group_of_first(origins: Sequence[Sighting]) -> tuple[Sighting, ...]:
+    """The origins with the process group of the first only: a group may list thousands of ranks."""
+    first, *others = origins
+    return (first, *(replace(one, group=()) for one in others))
+
+
 def _place(sighting: Sighting) -> tuple[float, ...]:
     """Its place among the origins: what may have come from another rank comes after what began on a rank."""
-    sent = sighting.phase is Phase.INPUT and bool(sighting.group or sighting.exchanged)
+    sent = sighting.phase is Phase.INPUT and is_part(sighting)
     round_, *rest = position(sighting)
     return (round_, sent, *rest, sighting.rank)
 
@@ -307,6 +320,8 @@ def _told(evidence: Evidence, sighting: Sighting, models: Sequence[KnownModel]) 
         if known.root in roots and len(roots) > 1:
             which = WhichModel(known.root, known.module_class, roots.index(known.root))
         sighting = replace(sighting, model=which, group=known.group)
+    elif any(one.root == sighting.root and one.group for one in models):
+        sighting = replace(sighting, group_unknown=True)
     autopsy = own(evidence.replayed, sighting)
     if autopsy is None:
         return sighting

@@ -139,6 +139,7 @@ def incident(value: Incident, books: Books = NO_BOOKS) -> schema.IncidentDocumen
         contaminated_ranks=list(verdict.contaminated_ranks),
         verdict=[*verdict.sentences, *tell_before(verdict)],
         judgement=None if verdict.judgement is None else verdict.judgement.value,
+        doubts=list(verdict.doubts),
         likely=[
             schema.GuessDocument(kind=guess.kind.value, because=guess.because, remedy=guess.remedy)
             for guess in verdict.likely
@@ -287,6 +288,7 @@ def _origin(sighting: Sighting) -> schema.OriginDocument:
             ordinal=sighting.model.ordinal,
         ),
         group=list(sighting.group) or None,
+        exchanged=sighting.exchanged or sighting.group_unknown,
     )
 
 

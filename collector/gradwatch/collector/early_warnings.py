@@ -21,6 +21,6 @@ def warn_of_growth(rank: int, warning: Exploding) -> str:
 def warn_of_loss(rank: int, warning: BadLoss) -> str:
     """Say that a loss is not finite, and its gradients are."""
     return (
-        f"Rank {rank}: the loss was {number(warning.loss)} at step {warning.step} with finite gradients; the "
-        "update was not harmed."
+        f"Rank {rank}: the loss was {number(warning.loss)} at step {warning.step} with finite gradients, "
+        "before and after the reduction."
     )

@@ -113,6 +113,31 @@ def is_explained(sighting: Sighting) -> bool:
     return sighting.kind is Kind.GRADIENT and sighting.phase is Phase.PARAMETER
 
 
+def made_weights_bad(evidence: Evidence, sighting: Sighting) -> bool | None:
+    """Whether the weights are bad since a sighting of weights; None when that is not known.
+
+    An update may be skipped, or leave out the gradient that is bad.
+
+    Args:
+        evidence: the incident's.
+        sighting: of bad weights, or of an update that was about to make them bad.
+    """
+    if sighting.kind is not Kind.UPDATE or sighting.bad_weights:
+        return True
+    after = [
+        one.weights_finite
+        for one in (*evidence.weights.values(), *evidence.earliest.values(), *evidence.later.values())
+        if one.round > sighting.round and one.step > sighting.step
+    ]
+    # One that was skipped may have been followed by one that was not.
+    if False in after:
+        return True
+    skips = evidence.skips
+    if skips is not None and skips.first_step <= sighting.step <= skips.last_step:
+        return False
+    return False if True in after else None
+
+
 def suspects(evidence: Evidence) -> Mapping[int, Sighting]:
     """By rank, what may be where it began; nothing if that is the reduction."""
     if is_of_weights(evidence):

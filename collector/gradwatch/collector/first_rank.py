@@ -20,7 +20,6 @@ _PHASES = {
     Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not.",
     Phase.LOSS: "What its forward pass gave was finite, and the gradient of the loss was not.",
     Phase.BACKWARD: "The gradient of the loss was finite, and went bad on its way back through the model.",
-    Phase.UPDATE: "Its weights were finite before the update, and not after it.",
 }
 _BACKWARD_WITH_LOSS = "It went bad in the backward pass, which here includes the loss function."
 _ENTERED_FINITE = "What entered its part of the model and its weights were finite, "

@@ -16,10 +16,11 @@ from gradwatch.collector.draft import Draft, counted
 from gradwatch.collector.hello import admit
 from gradwatch.collector.model import Cause, Event, Skips, cause_label
 from gradwatch.collector.observations import DropReason
-from gradwatch.collector.progress import advance, see_progress, sighting_of
+from gradwatch.collector.progress import advance, see_progress
 from gradwatch.collector.progress_log import log_end, log_progress
 from gradwatch.collector.runs import end_launch, keep_the_living, lose_launch, see_command, start_launch
 from gradwatch.collector.settle import settle
+from gradwatch.collector.sightings import sighting_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

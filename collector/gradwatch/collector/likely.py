@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.model import Cause, Guess, Judgement, LikelyKind
 from gradwatch.collector.observations import UpdateEvidence, Value
+from gradwatch.collector.operators import (
+    DOMAIN,
+    EDGE_AT_ZERO,
+    EXPONENTIAL,
+    NORMALISING,
+    SUMMING,
+    bare_name,
+    holds,
+)
+from gradwatch.collector.words import is_part, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,76 +46,10 @@ _LOSS_GROWTH, _SMALLEST_LOSS = 1e6, 1e-3
 _HUGE_LOSS = 1e15
 # Other ranks that repeat the pass and do not agree: with them at least three know it.
 _OTHERS = 2
-_NODE = re.compile(r"([A-Z]\w*?)Backward\d*")
 # A scale that sinks so many times in a row is not trying out the range any more.
 _HALVED = 10
 # Below it a rank does not excuse an overflow.
 _LOWEST_SCALE = 1.0
-
-# By the operator's name without namespace and overload. Of finite input these give what is not finite at the
-# edge of their domain only.
-_DOMAIN = {
-    "log",
-    "log2",
-    "log10",
-    "log1p",
-    "logit",
-    "rsqrt",
-    "sqrt",
-    "reciprocal",
-    "acos",
-    "acosh",
-    "asin",
-    "atanh",
-    "erfinv",
-}
-# These overflow as well. By name, the input that has its edge at zero: the divisor, or the base. Backward
-# passes divide: that of sqrt by the root, that of log and of norms by their input.
-_EDGE_AT_ZERO = {
-    "div": 1,
-    "true_divide": 1,
-    "divide": 1,
-    "remainder": 1,
-    "fmod": 1,
-    "xlogy": 1,
-    "pow": 0,
-    "norm": 0,
-    "linalg_vector_norm": 0,
-    "hypot": 0,
-    "atan2": 0,
-    "lgamma": 0,
-    "digamma": 0,
-}
-_SUMMING = {
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "matmul",
-    "mul",
-    "add",
-    "sum",
-    "convolution",
-    "einsum",
-    "dot",
-    "mv",
-}
-_EXPONENTIAL = {"exp", "exp2", "expm1", "sinh", "cosh", "softplus"}
-_NORMALISING = {
-    "_softmax",
-    "softmax",
-    "_log_softmax",
-    "log_softmax",
-    "_safe_softmax",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "native_layer_norm",
-    "native_batch_norm",
-    "native_group_norm",
-    "_native_batch_norm_legit",
-    "var",
-    "var_mean",
-    "std",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +60,8 @@ class Case:
         all_at_once: every rank was bad in the first round.
         single: there is one rank only.
         tie: several ranks share the first position.
-        within: the model's parts exchange tensors, so that what enters one is no batch.
         finite_on: other ranks that have repeated the pass, and to whom it gave finite gradients.
+        by_clean_pass: that the replay repeated the pass is shown by a clean pass only, replayed likewise.
         flight: of the first rank.
     """
 
@@ -129,8 +72,8 @@ class Case:
     flight: Flight | None
     single: bool = False
     tie: bool = False
-    within: bool = False
     finite_on: tuple[int, ...] = ()
+    by_clean_pass: bool = False
 
     @property
     def everywhere(self) -> bool:
@@ -150,7 +93,7 @@ def likely(case: Case) -> tuple[Guess, ...]:
 
 
 def _data(case: Case) -> Guess | None:
-    if case.cause is not Cause.INPUT or case.within:
+    if case.cause is not Cause.INPUT or is_part(case.first):
         return None
     samples = "" if case.first.batch is None else f" (tagged {case.first.batch:.80})"
     return Guess(
@@ -189,10 +132,11 @@ def _device(case: Case) -> Guess | None:
             f"Take {where} out of the job and test its memory and arithmetic.",
         )
     if case.judgement is Judgement.TRANSIENT:
+        compared = "a clean pass, replayed likewise," if case.by_clean_pass else "all else"
         return Guess(
             LikelyKind.DEVICE,
-            "replayed with the same weights, inputs and random numbers it stayed finite, and all else came "
-            "out equal to the bit, so it was no fault of the data or the code",
+            f"replayed with the same weights, inputs and random numbers it stayed finite, and {compared} "
+            "came out equal to the bit, so it was no fault of the data or the code",
             f"Watch whether {where} does it again; if it does, take it out.",
         )
     return None
@@ -215,7 +159,7 @@ def _explosion(case: Case) -> Guess | None:
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite or abs(finite[-1]) < _HUGE_LOSS:
         return None
-    then = "" if math.isfinite(losses[-1]) else f", and was {losses[-1]:.3g} then".replace("nan", "NaN")
+    then = "" if math.isfinite(losses[-1]) else f", and was {number(losses[-1])} then"
     return Guess(
         LikelyKind.EXPLODING_GRADIENTS,
         f"the loss had grown to {finite[-1]:.3g}{then}",
@@ -274,7 +218,7 @@ def _collapse(case: Case) -> Guess | None:
 def _domain(case: Case) -> Guess | None:
     operator, name = _operator(case)
     name = name.removesuffix("_backward")
-    if operator is None or not (name in _DOMAIN or _is_at_zero(operator, name)):
+    if operator is None or not (name in DOMAIN or _is_at_zero(operator, name)):
         return None
     return Guess(
         LikelyKind.DOMAIN,
@@ -285,14 +229,14 @@ def _domain(case: Case) -> Guess | None:
 
 def _is_at_zero(operator: Operator, name: str) -> bool:
     """Whether zero is within the range of the input that must not be zero."""
-    place = _EDGE_AT_ZERO.get(name)
+    place = EDGE_AT_ZERO.get(name)
     if place is None or place >= len(operator.inputs):
         return False
     one = operator.inputs[place]
     if one.min is None or one.max is None:
         return False
     # A power of what is negative is a number for whole exponents only, and those give no NaN.
-    return one.min <= 0 <= one.max or (name == "pow" and one.min < 0 and operator.value is Value.NAN)
+    return holds(one, 0.0) or (name == "pow" and one.min < 0 and operator.value is Value.NAN)
 
 
 def _saturation(case: Case) -> Guess | None:
@@ -301,7 +245,7 @@ def _saturation(case: Case) -> Guess | None:
         return None
     tensors = [one for one in operator.inputs if not one.is_number]
     forward = name.removesuffix("_data").removesuffix("_backward")
-    if forward in _NORMALISING:
+    if forward in NORMALISING:
         # A mask leaves infinities in most rows, and a finite element in each.
         masked = any(one.nonfinite if one.empty_rows is None else one.empty_rows for one in tensors)
         # Beside what is normalised there are a scale, a shift and, on the way back, the gradient.
@@ -316,7 +260,7 @@ def _saturation(case: Case) -> Guess | None:
             else "Raise its epsilon, or find out why its input is constant."
         )
         return Guess(LikelyKind.SATURATION, f"{operator.name} {why}", remedy)
-    if name in _EXPONENTIAL:
+    if name in EXPONENTIAL:
         top = max((one.max for one in tensors if one.max is not None), default=None)
         got = "" if top is None else f" of {top:.3g}"
         return Guess(
@@ -359,7 +303,7 @@ def _loss_growth(case: Case) -> Guess | None:
 def _short_of_range(case: Case) -> Guess | None:
     """Sums and products of finite fp16 numbers that are more than fp16 can hold."""
     operator, name = _operator(case)
-    if operator is None or name not in _SUMMING or operator.value is Value.NAN:
+    if operator is None or name not in SUMMING or operator.value is Value.NAN:
         return None
     tensors = [one for one in operator.inputs if not one.is_number]
     if not tensors or any(one.nonfinite or one.dtype != "float16" for one in tensors):
@@ -465,13 +409,7 @@ def _operator(case: Case) -> tuple[Operator | None, str]:
     operator = case.first.operator
     if operator is None or operator.name is None or case.cause in _BEFORE:
         return None, ""
-    parts = operator.name.split(".")
-    bare = parts[1] if len(parts) > 1 else parts[0]
-    node = _NODE.fullmatch(bare)
-    if node is not None:
-        # As the autograd graph calls it: LogSoftmaxBackward0.
-        bare = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node[1]).lower()
-    return operator, bare.rstrip("_")
+    return operator, bare_name(operator)
 
 
 def _rates(flight: Flight) -> list[float]:

@@ -235,7 +235,6 @@ class KnownModel(NamedTuple):
 
     root: int
     module_class: str
-    group_size: int
     group: tuple[int, ...] = ()
 
     def is_of(self, rank: int) -> bool:
@@ -278,7 +277,8 @@ class Sighting:
         gradient: the parameter whose gradient arrived first; None when no gradient was seen.
         update: of bad weights.
         model: which one, where there are several.
-        group: ranks of the model's process group, when that is not the whole world.
+        group: ranks of the model's process group, when that is not the whole world; of the first rank only.
+        group_unknown: it is not the whole world, and there were too many groups to remember it.
     """
 
     # A NaN is stored as one: JSON's null would be read as "not known".
@@ -321,6 +321,7 @@ class Sighting:
     update: Update | None = None
     model: WhichModel | None = None
     group: tuple[int, ...] = ()
+    group_unknown: bool = False
 
 
 class Replayed(NamedTuple):
@@ -467,7 +468,6 @@ class Verdict:
     Attributes:
         likely: the likeliest first; empty while it is suspected only.
         doubts: why a replay is not shown to have repeated the pass.
-        again: rounds of the incident in which its first rank was bad by itself again.
         before: steps of the attempt's incidents before this one with the same first rank.
     """
 
@@ -482,7 +482,6 @@ class Verdict:
     judgement: Judgement | None = None
     likely: tuple[Guess, ...] = ()
     doubts: tuple[str, ...] = ()
-    again: tuple[Own, ...] = ()
     before: tuple[int, ...] = ()
 
 

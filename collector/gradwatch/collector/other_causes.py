@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
-from gradwatch.collector.model import LikelyKind
+from gradwatch.collector.model import Kind, LikelyKind
 from gradwatch.collector.observations import UpdateEvidence, Value
 from gradwatch.collector.words import (
     VALUES,
     likely_cause,
+    more_weights,
     named,
     number,
     of_unknown,
@@ -35,6 +36,13 @@ _EVIDENCE = {
     UpdateEvidence.LEARNING_RATE: "The learning rate was {rate}: look at the schedule that gave it.",
 }
 
+# Of an update that was given bad gradients: whether the weights are bad since.
+_AFTER = {
+    True: "Afterwards the weights were not finite.",
+    False: "The weights stayed finite.",
+    None: "Whether the weights are bad since is not known.",
+}
+
 
 def explain_reduction(
     evidence: Evidence,
@@ -51,7 +59,7 @@ def explain_reduction(
         later: bad gradients of the ranks' own, in later steps, that the reduced ones have not touched.
     """
     reduced = evidence.reduced
-    what = "the gradients" if reduced is None or reduced.parameter is None else reduced.parameter
+    parameter = None if reduced is None else reduced.parameter
     when = f"at step {first_step(evidence)} (round {evidence.first_round})"
     ranks = sorted({seen.rank for seen in later})
     own = (
@@ -61,15 +69,18 @@ def explain_reduction(
     )
     if unknown:
         return (
-            f"The reduced gradient of {what} was not finite {when}; who made it is not known.",
+            f"The reduced gradients were not finite {when}; who made them so is not known."
+            if parameter is None
+            else f"The reduced gradient of {parameter} was not finite {when}; who made it is not known.",
             f"The own gradients of {named(clean, lower=True)} were finite."
             if clean
             else "No rank has said more.",
             *of_unknown(unknown),
             *own,
         )
+    which = "" if parameter is None else f": {parameter} is the first"
     return (
-        f"Every rank's own gradients were finite {when}, and their reduction was not: {what} is the first.",
+        f"Every rank's own gradients were finite {when}, and their reduction was not{which}.",
         *_how_reduced(None if reduced is None else reduced.value),
         *own,
     )
@@ -154,6 +165,8 @@ def explain_weights(
     unknown: Mapping[int, UnknownReason],
     contaminated: Sequence[int],
     guesses: Sequence[Guess] = (),
+    *,
+    made_bad: bool | None = True,
 ) -> tuple[str, ...]:
     """Say that weights were bad before anything else was.
 
@@ -163,10 +176,15 @@ def explain_weights(
         unknown: ranks of which that is not known, and why.
         contaminated: ranks that were bad after it.
         guesses: what is likely to be behind it.
+        made_bad: whether the weights are bad since; None when that is not known.
     """
     first = origins[0]
     ranks = sorted(origin.rank for origin in origins)
-    sentences = [*_of_update(first, _where(first, ranks, [*clean, *unknown]))]
+    where = _where(first, ranks, [*clean, *unknown])
+    if first.kind is Kind.UPDATE and not first.bad_weights:
+        sentences = [*_of_given(first, where), _AFTER[made_bad]]
+    else:
+        sentences = [*_of_weights(first, where)]
     spread = []
     if clean:
         spread.append(f"{named(clean)} {were(clean)} clean in that round")
@@ -193,14 +211,29 @@ def _shares(origins: Sequence[Sighting]) -> str:
     return f"{whose} had the largest share in it{share}{near}."
 
 
-def _of_update(first: Sighting, where: str) -> tuple[str, ...]:
-    """What made weights bad, as far as it is known."""
+def _of_given(first: Sighting, where: str) -> tuple[str, ...]:
+    """What an optimizer was given, whose weights are not known to be bad."""
+    update = first.update
+    if update is None or update.evidence is None:
+        return ()
+    optimizer = _with_settings(update)
+    when = f"step {first.step} (round {first.round})"
+    given = (
+        f"{optimizer[:1].upper()}{optimizer[1:]} was given a gradient of {first.parameter}"
+        f"{which_model(first)} that was {value_word(first.value)} at {when}{where}."
+    )
+    if first.parameter is None:
+        given = f"The update of {when} by {optimizer} was about to make weights not finite{where}."
+    return (given, _shown_by(update, update.evidence))
+
+
+def _of_weights(first: Sighting, where: str) -> tuple[str, ...]:
+    """Which weights are bad, and what made them so, as far as it is known."""
     update = first.update
     what = f"the weight {first.parameter}" if first.bad_weights else "weights"
     model = which_model(first)
     value = value_word(first.value)
-    more = first.bad_weights_total - 1
-    others = f", and {more} more" if first.bad_weights and more > 0 else ""
+    others = more_weights(first)
     if update is None or update.evidence is None:
         found = (
             f"{what[:1].upper()}{what[1:]}{model} was {value}{where} before the update of step {first.step}"
@@ -208,17 +241,18 @@ def _of_update(first: Sighting, where: str) -> tuple[str, ...]:
         if not first.bad_weights:
             found = f"Weights{model} were not finite{where} before the update of step {first.step}"
         return (f"{found} (round {first.round}){others}.", *since_when(first))
-    said = f"The update of step {first.step} (round {first.round}){_by(update)}"
-    if first.bad_weights:
-        made = f"{said} made {what}{model} {value}{where}{others}."
-    else:
-        made = (
-            f"{said} made weights{model} not finite{where}: "
-            f"the gradient of {first.parameter} was {value} when the optimizer took it."
-        )
+    made = (
+        f"The update of step {first.step} (round {first.round}) by {_with_settings(update)} made "
+        f"{what}{model} {value}{where}{others}."
+    )
+    return (made, _shown_by(update, update.evidence))
+
+
+def _shown_by(update: Update, evidence: UpdateEvidence) -> str:
+    """What shows that an update made weights bad, or was about to."""
     total = update.gradients_total
     first_one = f" ({update.gradient} is the first)" if update.gradient and total > 1 else ""
-    words = _EVIDENCE[update.evidence].format(
+    return _EVIDENCE[evidence].format(
         gradients=f"that of {update.gradient} was"
         if total == 1 and update.gradient
         else f"{total or 'some'} of them{first_one} were",
@@ -226,10 +260,9 @@ def _of_update(first: Sighting, where: str) -> tuple[str, ...]:
         rate="not finite" if update.learning_rate is None else number(update.learning_rate),
         eps="" if update.eps is None else f" of {update.eps:.3g}",
     )
-    return (made, words)
 
 
-def _by(update: Update) -> str:
+def _with_settings(update: Update) -> str:
     """The optimizer, with what it was set to."""
     known = []
     if update.eps is not None:
@@ -237,7 +270,7 @@ def _by(update: Update) -> str:
     if update.learning_rate is not None:
         known.append(f"learning rate {number(update.learning_rate)}")
     settings = f" ({', '.join(known)})" if known else ""
-    return f" by {update.optimizer or 'the optimizer'}{settings}"
+    return f"{update.optimizer or 'the optimizer'}{settings}"
 
 
 def _where(first: Sighting, ranks: Sequence[int], others: Sequence[int]) -> str:

@@ -6,15 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import Stretch
-from gradwatch.collector.model import Sighting
-from gradwatch.collector.observations import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from gradwatch.collector.draft import Draft
     from gradwatch.collector.model import Journal, RankState
-    from gradwatch.collector.observations import BadGradient, BadWeight, Hello, NonFinite, Progress
+    from gradwatch.collector.observations import Progress
 
 # What the probe counts as dropped that cannot hide a rank's first sighting: rounds after many
 # bad ones in a row, values of a later version, and the progress file itself.
@@ -25,72 +23,6 @@ _UNWRITTEN = {"journal_full", "disk_full", "write_failed"}
 _GAPS = 16
 # Reasons and parts are few. An agent gone wild must not make of them as many time series.
 _KEYS = 64
-
-
-def sighting_of(hello: Hello, body: NonFinite) -> Sighting:
-    """What a bucket's record says about its rank: its earliest gradient in backward order."""
-    known = [gradient for gradient in body.gradients if gradient.backward_position is not None]
-    earliest = min(
-        known or body.gradients,
-        key=lambda gradient: gradient.backward_position or 0,
-        default=None,
-    )
-    sighting = Sighting(
-        rank=hello.rank,
-        node=hello.node,
-        device=hello.device,
-        device_id=hello.device_id,
-        step=body.step,
-        round=body.round,
-        microbatch=body.microbatch,
-        phase=body.phase,
-        parameter=None if earliest is None else earliest.parameter,
-        module=None if earliest is None else earliest.module,
-        module_class=None if earliest is None else earliest.module_class,
-        value=None if earliest is None else earliest.value,
-        count=None if earliest is None else earliest.count,
-        numel=None if earliest is None else earliest.numel,
-        dtype=None if earliest is None else earliest.dtype,
-        backward_position=None if earliest is None else earliest.backward_position,
-        gradients_total=body.gradients_total,
-        batch=body.batch,
-        look=body.source,
-        root=body.root,
-        model_step=body.model_step,
-        weights_finite=body.weights_finite,
-        bad_weights=body.bad_weights,
-        bad_weights_total=max(body.bad_weights_total, len(body.bad_weights)),
-        finite_step=body.weights_finite_step,
-        loss=body.loss,
-        loss_note=body.loss_note,
-        exchanged=body.exchanged,
-        batch_hash=body.batch_hash,
-        gradient=None if earliest is None else earliest.parameter,
-    )
-    if body.phase is not Phase.PARAMETER or not body.bad_weights:
-        return sighting
-    return of_weight(sighting, body.bad_weights[0], body.gradients)
-
-
-def of_weight(sighting: Sighting, weight: BadWeight, gradients: Iterable[BadGradient]) -> Sighting:
-    """The sighting, told of a weight and no gradient.
-
-    Args:
-        sighting: of the rank.
-        weight: the first bad one.
-        gradients: that were reported with it, and may know its module.
-    """
-    known = next((one for one in gradients if one.parameter == weight.parameter), None)
-    return replace(
-        sighting,
-        parameter=weight.parameter,
-        module=weight.parameter.rpartition(".")[0] if known is None else known.module,
-        module_class=None if known is None else known.module_class,
-        value=weight.value,
-        count=weight.count,
-        numel=weight.numel,
-        dtype=None if known is None else known.dtype,
-    )
 
 
 def see_progress(draft: Draft, journal: Journal, progress: Progress) -> Journal:

@@ -75,11 +75,13 @@ class Judged(NamedTuple):
         judgement: None when it was not replayed at all.
         doubts: why its rank's replay is not shown to have repeated the pass.
         finite_on: other ranks that have repeated the pass, and to whom it gave finite gradients.
+        by_clean_pass: nothing of the bad pass could be compared; a clean pass of the model came out equal.
     """
 
     judgement: Judgement | None
     doubts: tuple[str, ...] = ()
     finite_on: tuple[int, ...] = ()
+    by_clean_pass: bool = False
 
 
 def judge(replayed: Iterable[Replayed], rehearsed: Iterable[Rehearsed], sighting: Sighting) -> Judged:
@@ -110,7 +112,11 @@ def judge(replayed: Iterable[Replayed], rehearsed: Iterable[Rehearsed], sighting
     ]
     doubts = [doubt for one in finite for doubt in _doubts(one, rehearsals)]
     if not doubts:
-        return Judged(Judgement.TRANSIENT, finite_on=tuple(sorted(finite_on)))
+        return Judged(
+            Judgement.TRANSIENT,
+            finite_on=tuple(sorted(finite_on)),
+            by_clean_pass=not all(one.faithful for one in finite),
+        )
     return Judged(Judgement.NOT_REPRODUCED, tuple(dict.fromkeys(doubts)))
 
 

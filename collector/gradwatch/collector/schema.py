@@ -107,7 +107,12 @@ class OriginDocument(Document):
     loss: float | str | None = Field(description="On that rank, before it was scaled.")
     model_step: int | None = Field(description="Updates of that model so far, where there are several.")
     model: ModelDocument | None = Field(description="Which one, where there are several.")
-    group: list[int] | None = Field(description="Ranks of its process group, when that is not the world.")
+    group: list[int] | None = Field(
+        description="Ranks of its process group, when that is not the world; told of the first rank only."
+    )
+    exchanged: bool = Field(
+        description="What enters its part of the model may come from another rank: tensors were exchanged."
+    )
 
 
 class IncidentDocument(Document):
@@ -133,6 +138,7 @@ class IncidentDocument(Document):
     contaminated_ranks: list[int] = Field(description="Ranks that were first bad after an update.")
     verdict: list[str] = Field(description="The same, in sentences.")
     judgement: str | None = Field(description="What replays say of where the fault is.")
+    doubts: list[str] = Field(description="Why a replay is not shown to have repeated the pass.")
     likely: list[GuessDocument] = Field(description="What is likely to be behind it, the likeliest first.")
     flight: FlightDocument | None
     opened_at: datetime

@@ -12,6 +12,7 @@ from gradwatch.collector.words import (
     VALUES,
     is_part,
     likely_cause,
+    more_weights,
     named,
     of_unknown,
     ordinal,
@@ -115,7 +116,7 @@ def tell_again(first: Sighting, again: Sequence[Own]) -> tuple[str, ...]:
     if not steps:
         return ()
     same = {one.batch_hash for one in again} == {first.batch_hash} and first.batch_hash
-    entered = "the same input" if first.group or first.exchanged else "the same batch"
+    entered = "the same input" if is_part(first) else "the same batch"
     return (f"Rank {first.rank} was bad again at {step_list(steps)}{f', with {entered}' if same else ''}.",)
 
 
@@ -124,7 +125,9 @@ def tell_before(verdict: Verdict) -> tuple[str, ...]:
     first = verdict.first
     if first is None or not verdict.before:
         return ()
-    return (f"Rank {first.rank} was first at {step_list(sorted(set(verdict.before)))}, too.",)
+    steps = sorted(set(verdict.before))
+    when = f"in {'an earlier incident' if len(steps) == 1 else 'earlier incidents'}, at {step_list(steps)}"
+    return (f"Rank {first.rank} was also first {when}.",)
 
 
 def tell_doubts(first: Sighting, doubts: Sequence[str]) -> tuple[str, ...]:
@@ -182,13 +185,13 @@ def _first(origins: Sequence[Sighting], tie: bool) -> str:
         who += " was first"
     if first.group:
         who += f" within its group ({named(first.group, lower=True)})"
+    elif first.group_unknown:
+        who += " among what is known (the ranks of its group are not)"
     elif first.exchanged:
         who += " among what is known (tensors were exchanged between ranks)"
     if first.phase is Phase.PARAMETER and first.bad_weights:
-        more = first.bad_weights_total - 1
-        others = f", and {more} more weights were bad" if more > 0 else ""
         weight = f"the weight {first.parameter}{which_model(first)}"
-        return f"{who}: {weight} was {value_word(first.value)} {when}{others}."
+        return f"{who}: {weight} was {value_word(first.value)} {when}{more_weights(first)}."
     if first.parameter is None:
         return f"{who}: its local gradients were not finite {when}."
     value = "turned non-finite" if first.value is None else f"turned {VALUES[first.value]}"

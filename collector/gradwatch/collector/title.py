@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import Cause
-from gradwatch.collector.observations import Phase, UpdateEvidence, Value
-from gradwatch.collector.words import number
+from gradwatch.collector.observations import Phase, UpdateEvidence
+from gradwatch.collector.operators import (
+    DIVIDES,
+    EDGES,
+    EXPONENTIAL,
+    OF_POSITIVE,
+    bare_name,
+    holds,
+)
+from gradwatch.collector.words import VALUES, is_part, number, value_word
 
 if TYPE_CHECKING:
     from gradwatch.collector.model import Incident, Operator, Sighting, Update, Verdict
-    from gradwatch.collector.observations import OperatorInput
 
 _LONGEST = 200
 # Beyond it the rest of a name tells no more.
 _NAME = 80
-_VALUES = {Value.NAN: "NaN", Value.POSITIVE_INFINITY: "+inf", Value.NEGATIVE_INFINITY: "-inf"}
 
 
 def title_of(incident: Incident) -> str:
@@ -54,18 +60,24 @@ def _what(verdict: Verdict, first: Sighting) -> str:
 def _of_update(update: Update, first: Sighting, name: str) -> str:
     by = f" by {_short(update.optimizer)}" if update.optimizer else ""
     if first.bad_weights:
-        return f"update{by} made {name} {_is(first)}"
+        return f"update{by} made {name} {value_word(first.value)}"
     edited = update.evidence is UpdateEvidence.GRADIENTS
-    return f"update{by} took a gradient of {name} that is {_is(first)}" if edited else f"update{by} is bad"
+    return (
+        f"update{by} was given a gradient of {name} that is {value_word(first.value)}"
+        if edited
+        else f"update{by} is bad"
+    )
 
 
 def _of_phase(first: Sighting, name: str) -> str:
     operator = first.operator
-    what = f"gradient of {name} is {_is(first)}"
+    what = f"gradient of {name} is {value_word(first.value)}"
     if first.phase is Phase.PARAMETER:
-        what = f"weight {name} is {_is(first)}" if first.bad_weights else "weights are not finite"
+        what = (
+            f"weight {name} is {value_word(first.value)}" if first.bad_weights else "weights are not finite"
+        )
     elif first.phase is Phase.INPUT:
-        entered = "what entered the model" if first.group or first.exchanged else "the batch"
+        entered = "what entered the model" if is_part(first) else "the batch"
         what = f"{_value(first)} in {entered}"
     elif operator is not None and operator.name is not None:
         what = _of_the_loss(first, operator) if first.phase is Phase.LOSS else _of_operator(operator)
@@ -75,23 +87,17 @@ def _of_phase(first: Sighting, name: str) -> str:
 
 
 def _of_the_loss(first: Sighting, operator: Operator) -> str:
-    """Such as `loss is inf by ctc_loss`, and `gradient of sqrt in the loss is NaN at train.py:9`."""
-    name, where = _short(_bare(operator)), _where(operator)
+    """Such as `loss is inf: ctc_loss at loss.py:9`, or `gradient of sqrt in the loss is NaN at loss.py:9`."""
+    name, where = _short(bare_name(operator)), _where(operator)
     if first.loss is not None and not math.isfinite(first.loss):
-        return f"loss is {number(first.loss)} by {_of_operator(operator)}"
-    return f"gradient of {name} in the loss is {_is(first)}{where}"
+        return f"loss is {number(first.loss)}: {_of_operator(operator)}"
+    return f"gradient of {name} in the loss is {value_word(first.value)}{where}"
 
 
 def _of_operator(operator: Operator) -> str:
     """Such as `log of 0 at model.py:33`."""
-    name = _bare(operator)
+    name = bare_name(operator)
     return f"{_short(name)}{_given(operator, name)}{_where(operator)}"
-
-
-def _bare(operator: Operator) -> str:
-    """The name without namespace and overload."""
-    parts = (operator.name or "").split(".")
-    return (parts[1] if len(parts) > 1 else parts[0]).removesuffix("_")
 
 
 def _where(operator: Operator) -> str:
@@ -102,26 +108,15 @@ def _where(operator: Operator) -> str:
 
 def _given(operator: Operator, name: str) -> str:
     """What it was given, when a number says what is wrong with it."""
-    if name in _DIVIDES:
-        return " by 0" if any(_holds(one, 0.0) for one in operator.inputs[1:2]) else ""
+    if name in DIVIDES:
+        return " by 0" if any(holds(one, 0.0) for one in operator.inputs[1:2]) else ""
     given = next((one for one in operator.inputs if not one.is_number), None)
     if given is None or given.min is None or given.max is None:
         return ""
-    if name in _EDGES:
-        edge = min(given.min, 0.0) if name in _OF_POSITIVE else 0.0
-        return f" of {edge:.3g}" if _holds(given, edge) else ""
-    return f" of {given.max:.3g}" if name in _EXPONENTIAL else ""
-
-
-def _holds(one: OperatorInput, number: float) -> bool:
-    """Whether the number is within the input's range."""
-    return one.min is not None and one.max is not None and one.min <= number <= one.max
-
-
-_DIVIDES = {"div", "true_divide", "divide"}
-_OF_POSITIVE = {"log", "log2", "log10", "sqrt", "rsqrt"}
-_EDGES = _OF_POSITIVE | {"reciprocal", "norm", "linalg_vector_norm"}
-_EXPONENTIAL = {"exp", "exp2", "expm1"}
+    if name in EDGES:
+        edge = min(given.min, 0.0) if name in OF_POSITIVE else 0.0
+        return f" of {edge:.3g}" if holds(given, edge) else ""
+    return f" of {given.max:.3g}" if name in EXPONENTIAL else ""
 
 
 def _who(verdict: Verdict, first: Sighting) -> str:
@@ -131,7 +126,7 @@ def _who(verdict: Verdict, first: Sighting) -> str:
             return ", all ranks"
         return f", {len(verdict.origins)} ranks"
     on = f" on {_short(first.node)}" if first.node else ""
-    if first.phase is Phase.INPUT and not (first.group or first.exchanged):
+    if first.phase is Phase.INPUT and not is_part(first):
         return f" of rank {first.rank}{on}"
     if _is_of_loss(first):
         return f" on rank {first.rank}{on}"
@@ -148,12 +143,8 @@ def _is_of_loss(first: Sighting) -> bool:
     return late and not named and loss is not None and not math.isfinite(loss)
 
 
-def _is(first: Sighting) -> str:
-    return "not finite" if first.value is None else _VALUES[first.value]
-
-
 def _value(first: Sighting) -> str:
-    return "non-finite numbers" if first.value is None else _VALUES[first.value]
+    return "non-finite numbers" if first.value is None else VALUES[first.value]
 
 
 def _from_folder(source: str) -> str:

@@ -19,12 +19,11 @@ from gradwatch.collector.model import (
     Rehearsed,
     Replayed,
     Resume,
-    Sighting,
     Status,
     Update,
 )
-from gradwatch.collector.progress import of_weight
 from gradwatch.collector.replicas import differing, odd_ones
+from gradwatch.collector.sightings import begun, of_gradient, of_weight
 
 if TYPE_CHECKING:
     from gradwatch.collector.draft import Draft
@@ -39,7 +38,6 @@ _STRETCH_STEPS = 10
 _STRETCHES = 8
 # Generations, and models of one attempt, of which something is remembered.
 _RESUMES, _MODELS = 4, 256
-_CLASS = 512
 # Rounds whose checksums are waited for.
 _CHECKED_ROUNDS = 4
 
@@ -55,14 +53,7 @@ def see_reduced(draft: Draft, rank: RankState, body: obs.Reduced) -> None:
     gradient = next(iter(body.gradients), None)
     draft.news[rank.attempt].sightings.append(
         replace(
-            _sighting(rank, Kind.REDUCED, body.step, body.round),
-            parameter=None if gradient is None else gradient.parameter,
-            module=None if gradient is None else gradient.module,
-            module_class=None if gradient is None else gradient.module_class,
-            value=None if gradient is None else gradient.value,
-            count=None if gradient is None else gradient.count,
-            numel=None if gradient is None else gradient.numel,
-            dtype=None if gradient is None else gradient.dtype,
+            of_gradient(begun(rank.hello, Kind.REDUCED, body.step, body.round), gradient),
             gradients_total=body.gradients_total,
         )
     )
@@ -72,7 +63,7 @@ def see_overflow(draft: Draft, rank: RankState, body: obs.OptimizerState) -> Non
     """A finite gradient is too large for the optimizer."""
     draft.news[rank.attempt].sightings.append(
         replace(
-            _sighting(rank, Kind.OVERFLOW, body.step, body.round),
+            begun(rank.hello, Kind.OVERFLOW, body.step, body.round),
             parameter=body.parameter,
             module=body.module,
             module_class=body.module_class,
@@ -92,20 +83,14 @@ def see_weights(draft: Draft, rank: RankState, body: obs.BadWeights) -> None:
     kind = Kind.WEIGHTS if body.evidence is None else Kind.UPDATE
     gradient = next(iter(body.gradients), None)
     sighting = replace(
-        _sighting(rank, kind, body.step, body.round),
+        of_gradient(begun(rank.hello, kind, body.step, body.round), gradient),
         phase=obs.Phase.PARAMETER if body.evidence is None else obs.Phase.UPDATE,
-        parameter=None if gradient is None else gradient.parameter,
-        module=None if gradient is None else gradient.module,
-        module_class=None if gradient is None else gradient.module_class,
-        value=None if gradient is None else gradient.value,
-        count=None if gradient is None else gradient.count,
-        numel=None if gradient is None else gradient.numel,
-        dtype=None if gradient is None else gradient.dtype,
         gradients_total=body.gradients_total,
         batch=body.batch,
         root=body.root,
         model_step=body.model_step,
-        weights_finite=not body.weights,
+        # What an update is about to do is not done yet.
+        weights_finite=False if body.weights or body.evidence is None else None,
         bad_weights=body.weights,
         bad_weights_total=max(body.weights_total, len(body.weights)),
         finite_step=body.finite_step,
@@ -183,9 +168,9 @@ def see_model(draft: Draft, rank: RankState, body: obs.ModelSeen) -> None:
     """A model is known by its class and its group; all ranks of the group tell the same."""
     _see_parameters(draft, rank, body)
     attempt = draft.attempts[rank.attempt]
-    model = KnownModel(body.root, body.module_class[:_CLASS], body.group_size, body.group)
-    if model not in attempt.models:
-        models = tuple(sorted({*attempt.models, model})[:_MODELS])
+    model = KnownModel(body.root, body.module_class, body.group)
+    models = tuple(sorted({*attempt.models, model})[:_MODELS])
+    if models != attempt.models:
         draft.attempts[attempt.id] = replace(attempt, models=models)
         draft.news[attempt.id].models = True
 
@@ -257,7 +242,7 @@ def _diverge(draft: Draft, teller: RankState, here: dict[int, Checked], odd: tup
         name = names[place] if place is not None and place < len(names) else None
         draft.news[attempt.id].sightings.append(
             replace(
-                _sighting(rank, Kind.REPLICA, checksum.step, checksum.round),
+                begun(rank.hello, Kind.REPLICA, checksum.step, checksum.round),
                 parameter=name,
                 module=None if name is None else name.rpartition(".")[0],
                 gradients_total=0 if place is None else 1,
@@ -279,29 +264,3 @@ def _diverge(draft: Draft, teller: RankState, here: dict[int, Checked], odd: tup
         for number, one in sorted(here.items())
         if not one.logged
     ]
-
-
-def _sighting(rank: RankState, kind: Kind, step: int, round_: int) -> Sighting:
-    hello = rank.hello
-    return Sighting(
-        rank=hello.rank,
-        node=hello.node,
-        device=hello.device,
-        device_id=hello.device_id,
-        step=step,
-        round=round_,
-        microbatch=None,
-        phase=None,
-        parameter=None,
-        module=None,
-        module_class=None,
-        value=None,
-        count=None,
-        numel=None,
-        dtype=None,
-        backward_position=None,
-        gradients_total=0,
-        batch=None,
-        look=kind.value,
-        kind=kind,
-    )

@@ -31,7 +31,6 @@ _PHASES: Mapping[int, obs.Phase] = {
     pb.PHASE_FORWARD: obs.Phase.FORWARD,
     pb.PHASE_LOSS: obs.Phase.LOSS,
     pb.PHASE_BACKWARD: obs.Phase.BACKWARD,
-    pb.PHASE_UPDATE: obs.Phase.UPDATE,
 }
 _COMPLETENESS: Mapping[int, obs.Completeness] = {
     pb.COMPLETENESS_COMPLETE: obs.Completeness.COMPLETE,
@@ -70,9 +69,12 @@ _STEP_SOURCES: Mapping[str, obs.StepSource] = {source.value: source for source i
 # A probe keeps to these by itself; one gone wild must not fill the store.
 _NAME = 512
 _NOTE = 500
-_PATH = 4096
+_PATH = _BATCH = 4096
 _LISTED = 16
 _GROUP = 65_536
+# Steps and parameters of a flight, and sums of a checksum.
+_FLIGHT = 64
+_SUMS = 128
 
 
 class _MalformedError(Exception):
@@ -160,19 +162,20 @@ def _hello(message: pb.Hello) -> obs.Hello:
 
 
 def _model(message: pb.Model) -> obs.ModelSeen:
+    _check(message.root >= 0, "the model's ordinal is negative")
     return obs.ModelSeen(
         root=message.root,
-        module_class=message.module_class,
-        wrapper=message.wrapper,
-        group_size=message.group_size,
-        parameter_count=message.parameter_count,
+        module_class=message.module_class[:_NAME],
+        wrapper=message.wrapper[:_NAME],
+        group_size=max(message.group_size, 0),
+        parameter_count=max(message.parameter_count, 0),
         parameters=tuple(
             obs.Parameter(
-                name=parameter.name,
-                module=parameter.module,
-                module_class=parameter.module_class,
-                shape=tuple(parameter.shape),
-                dtype=parameter.dtype,
+                name=parameter.name[:_NAME],
+                module=parameter.module[:_NAME],
+                module_class=parameter.module_class[:_NAME],
+                shape=tuple(parameter.shape[:_LISTED]),
+                dtype=parameter.dtype[:_NAME],
             )
             for parameter in message.parameters
         ),
@@ -181,18 +184,18 @@ def _model(message: pb.Model) -> obs.ModelSeen:
 
 
 def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
-    _check_time(message)
+    _check_place(message)
     return obs.NonFinite(
         root=message.root,
         round=message.round,
         step=message.step,
-        microbatch=_known(message, "microbatch"),
+        microbatch=_ordinal(message, "microbatch"),
         phase=_enum(message, "phase", _PHASES, drops),
         bucket=message.bucket,
-        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients),
-        gradients_total=message.gradients_total,
-        batch=_known(message, "batch"),
-        source=message.source,
+        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients[:_LISTED]),
+        gradients_total=max(message.gradients_total, 0),
+        batch=_text(message, "batch", _BATCH),
+        source=message.source[:_NAME],
         loss_scale_overflow=message.loss_scale_overflow,
         model_step=_ordinal(message, "model_step"),
         weights_finite=_known(message, "weights_finite"),
@@ -208,6 +211,7 @@ def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
 
 def _bad_weights(message: pb.BadWeights, drops: list[DropReason]) -> obs.BadWeights:
     # Before the first reduction there is no newest round.
+    _check(message.root >= 0, "the model's ordinal is negative")
     _check(message.round >= -1 and message.step >= 0, "round or step is negative")
     evidence = None
     if message.evidence != pb.UPDATE_EVIDENCE_UNSPECIFIED:
@@ -228,7 +232,7 @@ def _bad_weights(message: pb.BadWeights, drops: list[DropReason]) -> obs.BadWeig
         eps=_known(message, "eps"),
         learning_rate=_known(message, "learning_rate"),
         finite_step=_ordinal(message, "finite_step"),
-        batch=_known(message, "batch"),
+        batch=_text(message, "batch", _BATCH),
         initial=message.initial,
     )
 
@@ -246,18 +250,18 @@ def _weights(messages: Sequence[pb.BadWeight], drops: list[DropReason]) -> tuple
 
 
 def _bad_loss(message: pb.BadLoss) -> obs.BadLoss:
-    _check_time(message)
+    _check_place(message)
     return obs.BadLoss(
         root=message.root,
         round=message.round,
         step=message.step,
         loss=message.loss,
-        batch=_known(message, "batch"),
+        batch=_text(message, "batch", _BATCH),
     )
 
 
 def _rehearsal(message: pb.Rehearsal) -> obs.Rehearsal:
-    _check_time(message)
+    _check_place(message)
     _check(message.of_round >= 0, "the round that it speaks for is negative")
     return obs.Rehearsal(
         root=message.root,
@@ -276,74 +280,74 @@ def _resumed(message: pb.Resumed) -> obs.Resumed:
 
 def _gradient(message: pb.BadGradient, drops: list[DropReason]) -> obs.BadGradient:
     return obs.BadGradient(
-        parameter=message.parameter,
-        module=message.module,
-        module_class=message.module_class,
+        parameter=message.parameter[:_NAME],
+        module=message.module[:_NAME],
+        module_class=message.module_class[:_NAME],
         value=_enum(message, "value", _VALUES, drops),
-        count=_known(message, "count"),
-        numel=message.numel,
-        dtype=message.dtype,
-        backward_position=_known(message, "backward_position"),
+        count=_ordinal(message, "count"),
+        numel=max(message.numel, 0),
+        dtype=message.dtype[:_NAME],
+        backward_position=_ordinal(message, "backward_position"),
     )
 
 
 def _reduced(message: pb.Reduced, drops: list[DropReason]) -> obs.Reduced:
-    _check_time(message)
+    _check_place(message)
     return obs.Reduced(
         root=message.root,
         round=message.round,
         step=message.step,
-        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients),
-        gradients_total=message.gradients_total,
+        gradients=tuple(_gradient(gradient, drops) for gradient in message.gradients[:_LISTED]),
+        gradients_total=max(message.gradients_total, 0),
         loss_scale_overflow=message.loss_scale_overflow,
     )
 
 
 def _optimizer_state(message: pb.OptimizerState) -> obs.OptimizerState:
-    _check_time(message)
+    _check_place(message)
     return obs.OptimizerState(
         root=message.root,
         round=message.round,
         step=message.step,
-        parameter=message.parameter,
-        module=message.module,
-        module_class=message.module_class,
-        dtype=message.dtype,
-        numel=message.numel,
+        parameter=message.parameter[:_NAME],
+        module=message.module[:_NAME],
+        module_class=message.module_class[:_NAME],
+        dtype=message.dtype[:_NAME],
+        numel=max(message.numel, 0),
         magnitude=message.magnitude,
         limit=message.limit,
         local_magnitude=_known(message, "local_magnitude"),
-        parameters_total=message.parameters_total,
-        optimizer=message.optimizer,
+        parameters_total=max(message.parameters_total, 0),
+        optimizer=message.optimizer[:_NAME],
         skipped=message.skipped,
-        batch=_known(message, "batch"),
+        batch=_text(message, "batch", _BATCH),
     )
 
 
 def _exploding(message: pb.Exploding) -> obs.Exploding:
-    _check_time(message)
+    _check_place(message)
     return obs.Exploding(
         root=message.root,
         round=message.round,
         step=message.step,
-        parameter=message.parameter,
-        module=message.module,
-        module_class=message.module_class,
+        parameter=message.parameter[:_NAME],
+        module=message.module[:_NAME],
+        module_class=message.module_class[:_NAME],
         magnitude=message.magnitude,
         usual=message.usual,
-        parameters_total=message.parameters_total,
+        parameters_total=max(message.parameters_total, 0),
     )
 
 
 def _flight(message: pb.Flight) -> obs.Flight:
-    _check_time(message)
+    _check_place(message)
     complete = all(len(step.magnitudes) == len(message.parameters) for step in message.steps)
     _check(complete, "a step of it has more or fewer magnitudes than there are parameters")
     return obs.Flight(
         root=message.root,
         round=message.round,
         step=message.step,
-        parameters=tuple(message.parameters),
+        parameters=tuple(name[:_NAME] for name in message.parameters[:_FLIGHT]),
         steps=tuple(
             obs.FlightStep(
                 round=step.round,
@@ -352,17 +356,17 @@ def _flight(message: pb.Flight) -> obs.Flight:
                 loss_scale=_known(step, "loss_scale"),
                 learning_rate=_known(step, "learning_rate"),
                 magnitude=_known(step, "magnitude"),
-                magnitudes=tuple(step.magnitudes),
+                magnitudes=tuple(step.magnitudes[:_FLIGHT]),
             )
-            for step in message.steps
+            for step in message.steps[-_FLIGHT:]
         ),
         dtype_max=message.dtype_max,
-        dtype=message.dtype,
+        dtype=message.dtype[:_NAME],
     )
 
 
 def _autopsy(message: pb.Autopsy, drops: list[DropReason]) -> obs.Autopsy:
-    _check_time(message)
+    _check_place(message)
     _check(message.of_rank >= 0, "the rank is negative")
     replay = _REPLAYS.get(message.replay)
     if replay is None:
@@ -371,44 +375,44 @@ def _autopsy(message: pb.Autopsy, drops: list[DropReason]) -> obs.Autopsy:
         root=message.root,
         round=message.round,
         step=message.step,
-        microbatch=_known(message, "microbatch"),
+        microbatch=_ordinal(message, "microbatch"),
         of_rank=message.of_rank,
         replay=replay,
-        reason=message.reason,
+        reason=message.reason[:_NOTE],
         phase=_enum(message, "phase", _PHASES, drops),
-        operator=_known(message, "operator"),
-        module=_known(message, "module"),
-        module_class=_known(message, "module_class"),
-        source=_known(message, "source"),
-        code=_known(message, "code"),
+        operator=_text(message, "operator"),
+        module=_text(message, "module"),
+        module_class=_text(message, "module_class"),
+        source=_text(message, "source"),
+        code=_text(message, "code", _NOTE),
         inputs=tuple(
             obs.OperatorInput(
-                dtype=one.dtype,
-                shape=tuple(one.shape),
+                dtype=one.dtype[:_NAME],
+                shape=tuple(one.shape[:_LISTED]),
                 min=_known(one, "min"),
                 max=_known(one, "max"),
-                nonfinite=one.nonfinite,
-                empty_rows=_known(one, "empty_rows"),
+                nonfinite=max(one.nonfinite, 0),
+                empty_rows=_ordinal(one, "empty_rows"),
             )
-            for one in message.inputs
+            for one in message.inputs[:_LISTED]
         ),
         value=_enum(message, "value", _VALUES, drops),
-        missing=tuple(message.missing),
+        missing=_notes(message.missing),
         seconds=_finite(message.seconds),
-        nbytes=message.nbytes,
+        nbytes=max(message.nbytes, 0),
         faithful=_known(message, "faithful"),
         doubts=_notes(message.doubts),
     )
 
 
 def _checksum(message: pb.Checksum) -> obs.Checksum:
-    _check_time(message)
+    _check_place(message)
     return obs.Checksum(
         root=message.root,
         round=message.round,
         step=message.step,
-        parameters=message.parameters,
-        sums=tuple(message.sums),
+        parameters=max(message.parameters, 0),
+        sums=tuple(message.sums[:_SUMS]),
     )
 
 
@@ -629,6 +633,12 @@ def _ordinal(message: Any, field: str) -> int | None:
     return None if number is None or number < 0 else number
 
 
+def _text(message: Any, field: str, most: int = _NAME) -> str | None:
+    """An optional text, cut; None when it is absent."""
+    text: str | None = _known(message, field)
+    return None if text is None else text[:most]
+
+
 def _notes(notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(note[:_NOTE] for note in notes[:_LISTED])
 
@@ -650,6 +660,12 @@ def _finite(seconds: float) -> float:
 
 def _check_time(message: Any) -> None:
     _check(message.round >= 0 and message.step >= 0, "round or step is negative")
+
+
+def _check_place(message: Any) -> None:
+    """Of what a model saw in a round."""
+    _check(message.root >= 0, "the model's ordinal is negative")
+    _check_time(message)
 
 
 def _check_launch(message: Any) -> None:

@@ -91,7 +91,15 @@ def which_model(first: Sighting) -> str:
 
 def is_part(first: Sighting) -> bool:
     """Whether what enters it may come from another rank."""
-    return bool(first.group) or first.exchanged
+    return bool(first.group) or first.group_unknown or first.exchanged
+
+
+def more_weights(first: Sighting) -> str:
+    """How many weights were bad beside the one that is named."""
+    more = first.bad_weights_total - 1
+    if more <= 0 or not first.bad_weights:
+        return ""
+    return f", and {more} more weight{' was' if more == 1 else 's were'} bad"
 
 
 def since_when(first: Sighting) -> tuple[str, ...]:

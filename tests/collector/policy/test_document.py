@@ -301,6 +301,9 @@ SHADOWED = [
     ("node: 'gpu-*'", "node: gpu-7", True),
     ("node: [a, b]", "node: b", True),
     ("node: a", "node: [a, b]", False),
+    # An update that was skipped is no `parameter`.
+    ("cause: parameter", "cause: update", False),
+    ("cause: parameter", "cause: parameter, step: 3", True),
     ("parameter: '*'", "parameter: '*.bias'", True),
     ("parameter: '*s'", "parameter: '*.bias'", False),  # true, but not plain
 ]

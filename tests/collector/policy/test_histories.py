@@ -15,7 +15,7 @@ from gradwatch.collector.policy.engine import decide
 from gradwatch.collector.policy.model import Action, Mode, Otherwise, Policy, Scope
 from gradwatch.collector.policy.refusals import refusal_to_perform
 from gradwatch.collector.policy.reload import InForce, reload
-from tests.collector.history import batch, launch_ended, launch_started
+from tests.collector.history import GRADIENT_PHASES, batch, launch_ended, launch_started
 from tests.collector.policy.story import HEAD, Story, checkpoint, policy
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ ledgers = st.one_of(
         }
     ),
 )
-bad = st.tuples(st.just("bad"), st.integers(0, 1), st.sampled_from([*Phase, None]), st.booleans())
+bad = st.tuples(st.just("bad"), st.integers(0, 1), st.sampled_from([*GRADIENT_PHASES, None]), st.booleans())
 happenings = st.one_of(
     st.tuples(st.just("save"), ledgers, st.sampled_from([True, True, False])),
     st.tuples(st.just("save"), st.just(GOOD), st.just(True)),

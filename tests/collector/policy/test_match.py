@@ -9,9 +9,9 @@ import pytest
 
 from gradwatch.collector.observations import GuardOff, Phase, Skipped, UpdateEvidence, Value
 from gradwatch.collector.policy.decision import Verdict
+from tests.collector.bodies import bad_weights
 from tests.collector.history import gradient, nonfinite
 from tests.collector.policy.story import BURST, HEAD, ONE, Story, policy
-from tests.collector.test_causes import bad_weights
 
 INPUT = {"phase": Phase.INPUT}
 BAD = gradient("layers.3.weight", value=Value.NEGATIVE_INFINITY)
@@ -213,3 +213,54 @@ def test_a_policy_of_before_means_updates_too(match: str, of_update: bool, found
 def test_the_example_policy_rolls_back_from_bad_weights(evidence: UpdateEvidence | None):
     text = (Path(__file__).parents[3] / "examples/policy.yaml").read_text().replace(HEAD, "")
     assert with_weights(text, evidence).decision.rule == "poisoned-weights"
+
+
+GIVEN = bad_weights(
+    7, UpdateEvidence.GRADIENTS, weights=(), weights_total=0, gradients=(BAD,), gradients_total=1
+)
+SKIPPED = Skipped(step=7, round=7, consecutive=1, in_last_1000=1, exhausted=False)
+WEIGHTS_BAD = nonfinite(8, phase=Phase.PARAMETER, weights_finite=False, model_step=8)
+GUARDED = ONE + "    mode: enforce\n"
+NO_GUARD = GUARDED.replace("skip_step, max_consecutive: 3", "'off'")
+
+# A policy, what each rank says of an update that was given bad gradients, and whether weights are bad since.
+TOUCHED = [
+    (GUARDED, [GIVEN, SKIPPED], Verdict.DIFFERS, "the update made no weights bad"),
+    (GUARDED, [GIVEN], Verdict.UNKNOWN, "weights: whether the update was skipped is not known"),
+    (GUARDED, [GIVEN, WEIGHTS_BAD], Verdict.MATCHES, None),
+    # The next one was not skipped.
+    (GUARDED, [GIVEN, SKIPPED, WEIGHTS_BAD], Verdict.MATCHES, None),
+    (NO_GUARD, [GIVEN], Verdict.MATCHES, None),
+    # In a dry run the guard is off.
+    (ONE, [GIVEN], Verdict.MATCHES, None),
+]
+
+
+@pytest.mark.parametrize(("text", "bodies", "verdict", "why"), TOUCHED)
+@pytest.mark.parametrize("match", ["cause: parameter", "phase: parameter"])
+def test_an_update_means_bad_weights_only_if_they_are(text, bodies, verdict, why, match):
+    story = Story(policy(text % match)).start()
+    for rank in range(2):
+        story.say(rank, *bodies)
+        story._bad[rank] |= {8} if WEIGHTS_BAD in bodies else set()
+    looked = story.passed(30).decision.evidence.rules[0]
+    assert looked.verdict is verdict
+    assert why is None or looked.why == why
+
+
+def test_a_rule_on_bad_weights_waits_for_what_became_of_the_update():
+    story = Story(policy(GUARDED % "cause: parameter")).start()
+    for rank in range(2):
+        story.say(rank, GIVEN)
+    story.passed(7)
+    assert (story.decisions, story.answer.looked[0].verdict) == ((), Verdict.NOT_YET)
+    story.say(0, SKIPPED)
+    assert story.decision.rule == "else"
+
+
+def test_the_example_policy_lets_an_update_pass_that_was_skipped():
+    text = (Path(__file__).parents[3] / "examples/policy.yaml").read_text().replace(HEAD, "")
+    story = Story(policy(text.replace("dry_run", "enforce"))).start()
+    for rank in range(2):
+        story.say(rank, GIVEN, SKIPPED)
+    assert story.passed(30).decision.rule is None

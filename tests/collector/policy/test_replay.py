@@ -30,10 +30,18 @@ from gradwatch.collector.policy.model import Action
 from gradwatch.collector.policy.problems import EventsError
 from gradwatch.collector.policy.refusals import Silence
 from gradwatch.collector.policy.replay import ASSUMED, NO_PATH, PASSED, SAVED, replay
-from tests.collector.history import NOW, hello, launch_ended, launch_started, nonfinite, progress
+from tests.collector.bodies import autopsy, flight, reduced
+from tests.collector.history import (
+    GRADIENT_PHASES,
+    NOW,
+    hello,
+    launch_ended,
+    launch_started,
+    nonfinite,
+    progress,
+)
 from tests.collector.policy.story import ROLL_BACK, Story, checkpoint, policy
 from tests.collector.test_any_order import Course, Journal, courses, essence_of, simulate
-from tests.collector.test_causes import autopsy, flight, reduced
 
 if TYPE_CHECKING:
     from random import Random
@@ -256,7 +264,9 @@ def test_a_healthy_run_has_no_progress_in_its_log_and_an_incident_a_bounded_numb
 
 
 moves = st.one_of(
-    st.tuples(st.just("bad"), st.sets(st.integers(0, 2), min_size=1), st.sampled_from([*Phase, None])),
+    st.tuples(
+        st.just("bad"), st.sets(st.integers(0, 2), min_size=1), st.sampled_from([*GRADIENT_PHASES, None])
+    ),
     st.tuples(st.just("bad"), st.just({1}), st.none()),
     st.tuples(st.just("train"), st.integers(1, 30)),
     st.tuples(st.just("save")),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from gradwatch.collector.evidence import first_step
+from gradwatch.collector.evidence import first_step, made_weights_bad
 from gradwatch.collector.model import Cause, Status
 from gradwatch.collector.policy.dossier import bad_steps_in_a_row, past_of
-from gradwatch.collector.policy.model import Action, Reflex
+from gradwatch.collector.policy.model import Action, Mode, Reflex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,7 @@ class Facts:
 
     Attributes:
         step: the first bad one of any origin.
+        weights_bad: of an update, whether the weights are bad since.
         earlier: the job's incidents before this one that were not ignored.
         goes_on: the incident is open; numbers may yet grow.
     """
@@ -58,6 +59,7 @@ class Facts:
     origins: Known[int]
     consecutive_bad_steps: Known[int]
     guard_exhausted: Known[bool]
+    weights_bad: Known[bool]
     earlier: tuple[Past, ...]
     goes_on: bool
 
@@ -123,6 +125,7 @@ def facts_of(state: State, dossier: Dossier, policy: Policy, incident: Incident)
         origins=len(incident.verdict.origins) if incident.verdict.origins else nobody,
         consecutive_bad_steps=Unknown("no bad step was reported") if bad_steps is None else bad_steps,
         guard_exhausted=_guard_exhausted(dossier, policy, incident),
+        weights_bad=_weights_bad(policy, incident),
         earlier=tuple(_earlier(state, dossier, incident)),
         goes_on=incident.status is not Status.CLOSED,
     )
@@ -142,6 +145,19 @@ def _guard_exhausted(dossier: Dossier, policy: Policy, incident: Incident) -> Kn
     if past.guard_off is not None:
         return Unknown(f"the guard cannot act on some rank: {past.guard_off}")
     return False
+
+
+def _weights_bad(policy: Policy, incident: Incident) -> Known[bool]:
+    first = incident.verdict.first
+    if incident.verdict.cause is not Cause.UPDATE or first is None:
+        return Unknown("it is no update")
+    known = made_weights_bad(incident.evidence, first)
+    if known is not None:
+        return known
+    # Without a guard nothing keeps the optimizer from what it was given.
+    if policy.guard.on_nonfinite is Reflex.OFF or policy.mode is Mode.DRY_RUN:
+        return True
+    return Unknown("whether the update was skipped is not known")
 
 
 def _earlier(state: State, dossier: Dossier, incident: Incident) -> Iterator[Past]:

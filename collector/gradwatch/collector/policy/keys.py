@@ -21,12 +21,13 @@ MATCH_KEYS = (
     Key(
         "cause",
         "a cause, or a list of causes",
-        "what made the job's gradients non-finite (`parameter` stands for `update`, too)",
+        "what made the job's gradients non-finite (`parameter` also matches an `update` that made weights "
+        "bad)",
     ),
     Key(
         "phase",
         "a phase, or a list of phases",
-        "where it began on the first rank (`parameter` stands for `update`, too)",
+        "where it began on the first rank (`parameter` also matches an `update` that made weights bad)",
     ),
     Key("value", "nan, +inf, -inf, or a list", "the first rank's first non-finite number"),
     Key("step", COMPARISON, "the incident's first bad step"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gradwatch.collector.policy.decision import Looked, Verdict
 from gradwatch.collector.policy.facts import Unknown
-from gradwatch.collector.policy.model import meant
+from gradwatch.collector.policy.model import IF_WEIGHTS_ARE_BAD
 from gradwatch.collector.policy.sentences import conditions
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def look(rule: Rule, facts: Facts) -> Looked:
 
 
 def _results(match: Match, facts: Facts) -> Iterator[_Result]:
-    yield _among("cause", match.cause, facts.cause)
-    yield _among("phase", match.phase, facts.phase)
+    yield _of_weights(match.cause, facts.cause, facts) or _among("cause", match.cause, facts.cause)
+    yield _of_weights(match.phase, facts.phase, facts) or _among("phase", match.phase, facts.phase)
     yield _among("value", match.value, facts.value)
     yield _fits("node", match.node, facts.node)
     yield _fits("parameter", match.parameter, facts.parameter)
@@ -60,12 +60,24 @@ def _results(match: Match, facts: Facts) -> Iterator[_Result]:
         yield _guard(facts.guard_exhausted, wanted=match.guard_exhausted, grows=facts.goes_on)
 
 
+def _of_weights(wanted: Sequence[enum.Enum] | None, known: Known[enum.Enum], facts: Facts) -> _Result | None:
+    """Whether an update holds for a word that means bad weights; None when it is not about that."""
+    if wanted is None or isinstance(known, Unknown) or known in wanted:
+        return None
+    if IF_WEIGHTS_ARE_BAD.get(known) not in wanted:
+        return None
+    if isinstance(facts.weights_bad, Unknown):
+        verdict = Verdict.NOT_YET if facts.goes_on else Verdict.UNKNOWN
+        return verdict, f"weights: {facts.weights_bad.why}"
+    return _HOLDS if facts.weights_bad else (Verdict.DIFFERS, "the update made no weights bad")
+
+
 def _among(key: str, wanted: Sequence[enum.Enum] | None, known: Known[enum.Enum]) -> _Result:
     if wanted is None:
         return _HOLDS
     if isinstance(known, Unknown):
         return Verdict.UNKNOWN, f"{key}: {known.why}"
-    return _HOLDS if known in meant(wanted) else (Verdict.DIFFERS, f"{key} is {known.value}")
+    return _HOLDS if known in wanted else (Verdict.DIFFERS, f"{key} is {known.value}")
 
 
 def _fits(key: str, patterns: Sequence[str] | None, known: Known[str]) -> _Result:

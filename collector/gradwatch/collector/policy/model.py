@@ -4,7 +4,7 @@ Leaf module. Annotations are evaluated at run time, since the policy's hash is t
 """
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gradwatch.collector.model import Cause
@@ -94,18 +94,18 @@ class Guard:
     read_out: ReadOut = ReadOut.WHEN_READY
 
 
-def meant(words: Iterable[enum.Enum]) -> frozenset[enum.Enum]:
-    """What the words of a condition on cause or phase stand for.
+# What an update is also matched by, if it has made weights bad. Such weights were told as weights that were
+# found bad before `update` was a word.
+IF_WEIGHTS_ARE_BAD: Mapping[enum.Enum, enum.Enum] = {
+    Cause.UPDATE: Cause.PARAMETER,
+    Phase.UPDATE: Phase.PARAMETER,
+}
 
-    Weights that an update made bad were told as weights that were bad before `update` was a word.
-    """
+
+def may_mean(words: Iterable[enum.Enum]) -> frozenset[enum.Enum]:
+    """All that the words of a condition on cause or phase may match."""
     known = frozenset(words)
-    wider: set[enum.Enum] = {
-        wide
-        for word, wide in ((Cause.PARAMETER, Cause.UPDATE), (Phase.PARAMETER, Phase.UPDATE))
-        if word in known
-    }
-    return known | wider
+    return known | {word for word, wide in IF_WEIGHTS_ARE_BAD.items() if wide in known}
 
 
 @dataclass(frozen=True, slots=True)

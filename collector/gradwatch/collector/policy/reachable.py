@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gradwatch.collector.model import Cause
 from gradwatch.collector.observations import Phase
-from gradwatch.collector.policy.model import Reflex, meant
+from gradwatch.collector.policy.model import Reflex, may_mean
 from gradwatch.collector.policy.problems import listed
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def never(match: Match, guard: Guard) -> str | None:
         if set(match.cause) <= _NOBODY and about_first:
             words = listed(cause.value for cause in match.cause)
             return f"{words} has no first rank, and so no {about_first[0]}"
-        causes = {cause.value for cause in meant(match.cause)}
-        phases = set() if match.phase is None else {phase.value for phase in meant(match.phase)}
+        causes = {cause.value for cause in may_mean(match.cause)}
+        phases = set() if match.phase is None else {phase.value for phase in may_mean(match.phase)}
         if match.phase is not None and causes <= _PHASES and not causes & phases:
             words = listed(sorted(cause.value for cause in match.cause))
             return f"the cause {words} begins in the phase of that name"
@@ -97,7 +97,8 @@ def _implies(narrow: Match, wide: Match) -> bool:
 
 
 def _is_within(narrow: tuple[enum.Enum, ...] | None, wide: tuple[enum.Enum, ...] | None) -> bool:
-    return wide is None or (narrow is not None and meant(narrow) <= meant(wide))
+    # An update matches `parameter` only if weights are bad since, so it is not within it.
+    return wide is None or (narrow is not None and set(narrow) <= set(wide))
 
 
 def _compares(narrow: Comparison | None, wide: Comparison | None, least: int) -> bool:

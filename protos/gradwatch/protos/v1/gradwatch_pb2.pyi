@@ -60,7 +60,6 @@ class _PhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumType
     PHASE_FORWARD: _Phase.ValueType  # 3
     PHASE_LOSS: _Phase.ValueType  # 4
     PHASE_BACKWARD: _Phase.ValueType  # 5
-    PHASE_UPDATE: _Phase.ValueType  # 6
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper): ...
 
@@ -70,7 +69,6 @@ PHASE_PARAMETER: Phase.ValueType  # 2
 PHASE_FORWARD: Phase.ValueType  # 3
 PHASE_LOSS: Phase.ValueType  # 4
 PHASE_BACKWARD: Phase.ValueType  # 5
-PHASE_UPDATE: Phase.ValueType  # 6
 Global___Phase: typing_extensions.TypeAlias = Phase
 
 class _UpdateEvidence:

@@ -99,24 +99,35 @@ function likely(guesses) {
 
 const sentence = (text) => (text.endsWith(".") ? text : `${text}.`);
 
+// Causes of which gradients tell, and that a reduction of gradients spreads; null: not known.
+const SPREADS = new Set(["input", "forward", "loss", "backward", null]);
+
 function chain(incident) {
   const { first } = incident;
   if (first === null) return [];
   const steps = [];
   const add = (what, ...text) => steps.push(h(steps.length ? "li" : "li.origin", {}, h("span.what", {}, what), ...text));
-  if (first.phase === "input" && first.group === null) add("the batch", "was not finite before the model saw it");
-  if (first.phase === "input" && first.group !== null) add("what entered its part", "was not finite: it may have come from another rank");
+  const isPart = first.group !== null || first.exchanged;
+  const named = first.bad_weights.length > 0;
+  if (first.phase === "input") add(isPart ? "what entered its part" : "the batch", isPart ? "was not finite: it may have come from another rank" : "was not finite before the model saw it");
   if (first.phase === "parameter") add("the weights", "were not finite before this step");
-  if (first.phase === "update") add("the update", "made weights non-finite");
+  if (first.phase === "update") add("the update", named ? "made weights non-finite" : "was given a gradient that was not finite");
   if (first.operator !== null) add("operator", h("code", {}, first.operator), first.source === null ? "" : ` at ${first.source}`);
   if (first.operator !== null && (first.replay?.module || first.module)) add("module", h("code", {}, first.replay?.module || first.module), ` (${first.replay?.module_class ?? first.module_class ?? "class unknown"})`);
-  const weight = first.phase === "update" || (first.phase === "parameter" && first.bad_weights.length);
-  add(weight ? "weight on the first rank" : "gradient on the first rank", h("code", {}, first.parameter ?? "not known"), ` turned ${first.value ?? "non-finite"} on rank ${first.rank}, ${first.node}`);
+  const parameter = h("code", {}, first.parameter ?? "not known");
+  const where = `on rank ${first.rank}, ${first.node}`;
+  if (incident.cause === "replica_divergence") add("weights", parameter, ` are not those of the other ranks ${where}`);
+  else if (incident.cause === "optimizer_state") add("gradient", parameter, ` was finite, and too large for the optimizer's state, ${where}`);
+  else if (named || first.parameter !== null || first.phase !== "parameter") add(named ? "weight on the first rank" : "gradient on the first rank", parameter, ` turned ${first.value ?? "non-finite"} ${where}`);
   const others = incident.origins.filter((one) => one.rank !== first.rank).map((one) => one.rank);
   if (others.length) add("in the same round also", `rank ${ranges(others)}`);
-  add("all-reduce", incident.clean_ranks.length ? `met the finite gradients of rank ${ranges(incident.clean_ranks)}, and spread it to all` : "spread it to all ranks");
+  // Weights are the same on all ranks without it, and a finite gradient spreads nothing.
+  const spreads = SPREADS.has(incident.cause);
+  if (spreads) add("all-reduce", incident.clean_ranks.length ? `met the finite gradients of rank ${ranges(incident.clean_ranks)}, and spread it to all` : "spread it to all ranks");
+  const skipped = incident.verdict.find((text) => text.includes("guard skipped"));
   if (incident.contaminated_ranks.length) add("contaminated by the update", `rank ${ranges(incident.contaminated_ranks)}`);
-  else add("the update", incident.verdict.find((text) => text.includes("guard")) ?? "no other rank was bad afterwards");
+  else if (skipped) add("the update", skipped);
+  else if (spreads) add("the update", "no other rank was bad afterwards");
   if (incident.unknown_ranks.length) add("not known", `rank ${ranges(incident.unknown_ranks)}: ${[...new Set(Object.values(incident.unknown_reasons))].join(", ").replaceAll("_", " ")}`);
   return [h("h2", {}, "How it spread"), h("ol.chain", {}, steps)];
 }
