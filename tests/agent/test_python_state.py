@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import copy
+import enum
 import functools
 import itertools
+import logging
 import math
 import random
 import statistics
@@ -419,3 +421,159 @@ def test_a_replay_that_draws_what_was_not_kept_is_doubtful(function, kept, doubt
     Capsules().entered(capsule, [(0, 0)], [torch.ones_like(output)])
     case = Case(module, capsule, lambda: list(module.parameters()), False, Evidence(), list(range(2)))
     assert (PYTHON in replay(case)["doubts"]) is doubted
+
+
+# ---------------------------------------------------------------- what changes unseen
+
+TABLE = torch.ones(3)
+LOG = logging.getLogger("tests")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Tinted(enum.Enum):
+    RED = 1
+
+    def __init__(self, value):
+        self.strength = value
+
+
+class Keeping(Outer):
+    """Keeps tensors in an attribute, a buffer, a list and a global."""
+
+    def __init__(self) -> None:
+        super().__init__(thing=torch.ones(3), many=[torch.ones(3)], large=torch.ones(5, 1000))
+        self.register_buffer("table", torch.ones(3))
+
+    def forward(self, values):
+        return super().forward(values) * TABLE.sum()
+
+
+WRITES = {
+    "data": lambda tensor: tensor.data.fill_(2),
+    "numpy": lambda tensor: tensor.numpy().fill(2),
+    "dlpack": lambda tensor: torch.from_dlpack(tensor.__dlpack__()).data.fill_(2),
+    "nan": lambda tensor: tensor.data.fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(
+    ("get", "phrase"),
+    [
+        (lambda m: m.thing, "keeps a tensor that has changed (thing)"),
+        (lambda m: m.many[0], "a list holds a tensor that has changed"),
+        (lambda m: m.large, "keeps a tensor that has changed (large)"),
+        (lambda m: m.table, "buffer table was changed in place"),
+        (lambda _: TABLE, "keeps a tensor that has changed (TABLE)"),
+    ],
+)
+def test_what_is_written_into_a_tensor_unseen_is_a_doubt(monkeypatch, get, phrase, write):
+    monkeypatch.setitem(globals(), "TABLE", torch.ones(3))
+    module = Keeping()
+    state = taken(module)
+    assert state.doubts() == []
+    version = get(module)._version
+    WRITES[write](get(module))
+    assert get(module)._version == version
+    assert [phrase in doubt for doubt in state.doubts()] == [True], state.doubts()
+
+
+@pytest.mark.parametrize("get", [lambda m: m.thing, lambda m: m.many[0], lambda m: m.table])
+def test_another_process_whose_tensors_differ_is_said(get):
+    theirs, ours = Keeping(), Keeping()
+    assert taken(ours).take_over(taken(theirs).plain()) == []
+    get(theirs).data[1] = 3e38
+    phrases = taken(ours).take_over(taken(theirs).plain())
+    assert phrases == ["tensors that its modules keep are not the same on both ranks"]
+
+
+def warns(values):
+    return values if warnings.filters else -values
+
+
+def logs(values):
+    return values if LOG.level else -values
+
+
+def asks_dtype(values):
+    return values if torch.get_default_dtype() == torch.float32 else -values
+
+
+def reads_table(values):
+    return values * TABLE.sum()
+
+
+def reads_tinted(values):
+    return values * Tinted.RED.strength
+
+
+def reads_plain(values):
+    return values * Colour.RED.value * LEVEL * len(SCHEDULE)
+
+
+@pytest.mark.parametrize(
+    ("function", "phrase"),
+    [
+        (warns, "uses warnings"),
+        (logs, "uses logging"),
+        (asks_dtype, "settings of torch"),
+        (reads_table, "TABLE of module"),
+        (reads_tinted, "Tinted with attributes"),
+        (reads_plain, None),
+    ],
+)
+def test_what_may_change_unseen_is_no_doubt_while_something_can_be_compared(function, phrase):
+    state = taken(drawing(function))
+    assert state.doubts() == []
+    assert [phrase in one for one in state.hidden()] == [True] * (phrase is not None), state.hidden()
+
+
+def test_attributes_of_parameters_that_the_code_reads():
+    module = drawing(lambda values: values.strength)
+    assert taken(module).hidden() == []
+    next(module.parameters()).strength = 2
+    assert taken(module).hidden() == ["its code reads attributes of its parameters"]
+
+
+def replayed(module, values, output, change=lambda: None):
+    capsules = Capsules()
+    capsule = capsules.begin((values,), {}, [values], None, tuple)
+    capsule.state = taken(module)
+    capsules.left(capsule, [output], fact=bool(torch.isfinite(output).all()))
+    change()
+    capsules.entered(capsule, [(0, 0)], [torch.ones_like(output)])
+    evidence = Evidence(capsule.output, ordinals=[0])
+    case = Case(module, capsule, lambda: list(module.parameters()), False, evidence, list(range(2)))
+    return replay(case)
+
+
+@pytest.mark.parametrize(("bad", "said"), [(2, True), (1, False)])
+def test_it_is_a_doubt_where_nothing_of_the_output_was_finite(bad, said):
+    module, values = drawing(reads_table), torch.ones(2)
+    output = module(values).detach()
+    output[:bad] = math.nan
+    doubts = replayed(module, values, output)["doubts"]
+    assert any("can be written to unseen" in doubt for doubt in doubts) is said, doubts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (torch.set_default_dtype, torch.float64, torch.float32),
+        (torch.set_flush_denormal, True, False),
+        (torch.set_float32_matmul_precision, "medium", "highest"),
+    ],
+)
+def test_torch_that_is_set_up_otherwise_is_a_doubt(changes):
+    change, other, usual = changes
+    module, values = drawing(draws_none), torch.ones(2)
+    try:
+        doubts = replayed(module, values, module(values), lambda: change(other))["doubts"]
+    finally:
+        change(usual)
+    assert any("set up otherwise" in doubt for doubt in doubts), doubts
+    doubts = replayed(module, values, module(values))["doubts"]
+    assert not any("set up otherwise" in doubt for doubt in doubts), doubts

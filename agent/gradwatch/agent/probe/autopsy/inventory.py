@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import logging
 import random
 import sys
 import types
@@ -302,6 +303,8 @@ class _Builder:
     def _hide_what_changes(self, where: str, value: Any) -> None:
         if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
             self.hide(f"{where} keeps a tensor, which can be written to unseen")
+        elif isinstance(value, logging.Logger):
+            self.hide("its code uses logging, which can be set up for the whole process")
         elif isinstance(value, enum.Enum) and not vars(value).keys() <= _OF_ENUMS:
             self.hide(f"{where} keeps a {kind(value)} with attributes")
 
