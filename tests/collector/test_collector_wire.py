@@ -130,6 +130,7 @@ def test_what_is_known_of_a_bad_round_beside_its_gradients():
                 loss=float("inf"),
                 exchanged=True,
                 batch_hash="ab",
+                batch_value=pb.VALUE_POSITIVE_INFINITY,
                 loss_note="n",
             ),
         )
@@ -138,11 +139,13 @@ def test_what_is_known_of_a_bad_round_beside_its_gradients():
     assert body.bad_weights == (obs.BadWeight("a", obs.Value.NAN, 1, 4),)
     assert (body.bad_weights_total, body.loss, body.exchanged) == (9, float("inf"), True)
     assert (body.batch_hash, body.loss_note) == ("ab", "n")
+    assert body.batch_value is obs.Value.POSITIVE_INFINITY
 
 
 def test_what_is_not_told_is_not_known():
     body = read_one(pb.Record(seq=0, nonfinite=pb.NonFinite(round=3, step=3))).body
     assert (body.model_step, body.weights_finite, body.loss, body.batch_hash) == (None, None, None, "")
+    assert body.batch_value is None
     body = read_one(pb.Record(seq=0, autopsy=pb.Autopsy(replay=pb.REPLAY_FINITE))).body
     assert (body.faithful, body.doubts) == (None, ())
 

@@ -35,6 +35,7 @@ def on_both(*bodies: obs.Body) -> Told:
 
 
 FORWARD = nonfinite(5, phase=Phase.FORWARD)
+INFINITE = nonfinite(5, phase=Phase.INPUT, batch_value=obs.Value.POSITIVE_INFINITY)
 TITLES = [
     (on_one(FORWARD, OF_LOG), "log of 0 at model.py:33, rank 1 on n1, step 5"),
     (
@@ -51,13 +52,16 @@ TITLES = [
         on_one(FORWARD, operator("aten.mul_.Tensor", POSITIVE, source=None)),
         "mul in head, rank 1 on n1, step 5",
     ),
-    (on_one(nonfinite(5, phase=Phase.INPUT)), "NaN in the batch of rank 1 on n1, step 5"),
+    # Its gradient is NaN, and the batch held infinities only.
+    (on_one(INFINITE), "+Inf in the batch of rank 1 on n1, step 5"),
     # An operator that only spread it.
-    (on_one(nonfinite(5, phase=Phase.INPUT), OF_LOG), "NaN in the batch of rank 1 on n1, step 5"),
+    (on_one(INFINITE, OF_LOG), "+Inf in the batch of rank 1 on n1, step 5"),
     (
-        on_one(nonfinite(5, phase=Phase.INPUT, exchanged=True)),
-        "NaN in what entered the model, rank 1 on n1, step 5",
+        on_one(replace(INFINITE, exchanged=True)),
+        "+Inf in what entered the model, rank 1 on n1, step 5",
     ),
+    # On a device nobody has looked.
+    (on_one(nonfinite(5, phase=Phase.INPUT)), "non-finite numbers in the batch of rank 1 on n1, step 5"),
     (on_one(after(5, "blocks.1.up.weight")), "weight blocks.1.up.weight is NaN, rank 1, step 5"),
     (on_both(after(5, "bg")), "weight bg is NaN, all ranks, step 5"),
     (on_both(reduced(5)), "the sum is not finite, every rank was, step 5"),

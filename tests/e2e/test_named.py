@@ -106,7 +106,7 @@ def test_bad_data_under_a_grad_scaler_is_an_incident_all_the_same(new_job):
     assert verdict(job.report) == (1, 20, FIRST_PARAMETER)
     (incident,) = job.report["incidents"]
     assert incident["cause"] == "input"
-    assert "The batch that it was given was not finite: bad data." in incident["verdict"]
+    assert "The batch that it was given held NaN: bad data." in incident["verdict"]
 
 
 def test_fsdp2(new_job):

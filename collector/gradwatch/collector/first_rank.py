@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.observations import Phase
-from gradwatch.collector.words import is_part, listed, number, since_when
+from gradwatch.collector.words import VALUES, is_part, listed, number, since_when
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gradwatch.collector.observations import OperatorInput
 
 _PHASES = {
-    Phase.INPUT: "The batch that it was given was not finite: bad data.",
     Phase.PARAMETER: "Its weights were not finite before that step.",
     Phase.FORWARD: "Its batch and its weights were finite, and what its forward pass gave was not.",
     Phase.LOSS: "What its forward pass gave was finite, and the gradient of the loss was not.",
@@ -23,17 +22,13 @@ _PHASES = {
 }
 _BACKWARD_WITH_LOSS = "It went bad in the backward pass, which here includes the loss function."
 _ENTERED_FINITE = "What entered its part of the model and its weights were finite, "
-_ENTERED = "What entered its part of the model was not finite: it may have come from another rank."
+# It was bad before any operator ran: one that is named made something worse of it.
+_BAD_BEFORE = {Phase.INPUT, Phase.PARAMETER}
 # Before the operator that made it is named.
 _FINITE_BEFORE = {
     Phase.FORWARD: "Its batch and its weights were finite; ",
     Phase.LOSS: "What its forward pass gave was finite; ",
     Phase.BACKWARD: "The gradient of the loss was finite; ",
-}
-# Before any operator ran: an infinity, of which the one that is named made something worse.
-_BAD_BEFORE = {
-    Phase.INPUT: "The batch that it was given was not finite, which is bad data",
-    Phase.PARAMETER: "Its weights were not finite before that step",
 }
 # Where an operator ran.
 _PASSES: Mapping[Phase | None, str] = {
@@ -62,14 +57,11 @@ def what_it_was(first: Sighting) -> tuple[str, ...]:
     which = _PASSES.get(operator.phase, "the forward pass")
     if operator.phase is Phase.BACKWARD and _is_unwrapped(first):
         which = "the backward pass, which here includes the loss function"
-    bad = None if first.phase is None else _BAD_BEFORE.get(first.phase)
-    if bad is not None:
-        if first.phase is Phase.INPUT and is_part(first):
-            bad = _ENTERED.rstrip(".")
-        return (
-            f"{bad}, and spread by {operator.name}{where} in {which}{line}{code}.",
-            *(since_when(first) if first.phase is Phase.PARAMETER else ()),
-        )
+    spread = f", and spread by {operator.name}{where} in {which}{line}{code}."
+    if first.phase is Phase.INPUT:
+        return (f"{_entered(first, 'which is')}{spread}",)
+    if first.phase is Phase.PARAMETER:
+        return (f"{_PHASES[first.phase].rstrip('.')}{spread}", *since_when(first))
     before = "" if first.phase is None or _is_unwrapped(first) else _FINITE_BEFORE[first.phase]
     if first.phase is Phase.FORWARD and is_part(first):
         before = f"{_ENTERED_FINITE[:-2]}; "
@@ -102,14 +94,22 @@ def _of_phase(first: Sighting) -> tuple[str, ...]:
         return ()
     if first.phase is Phase.BACKWARD and _is_unwrapped(first):
         return (_BACKWARD_WITH_LOSS,)
-    if first.phase is Phase.INPUT and is_part(first):
-        return (_ENTERED,)
+    if first.phase is Phase.INPUT:
+        return (f"{_entered(first)}.",)
     if first.phase is Phase.LOSS and first.loss is not None:
         # What is said of the loss says it.
         return ()
     if first.phase is Phase.FORWARD and is_part(first):
         return (f"{_ENTERED_FINITE}and what its forward pass gave was not.",)
     return (_PHASES[first.phase], *(since_when(first) if first.phase is Phase.PARAMETER else ()))
+
+
+def _entered(first: Sighting, which_is: str = "") -> str:
+    """What was bad of what entered the model."""
+    held = "was not finite" if first.batch_value is None else f"held {VALUES[first.batch_value]}"
+    if is_part(first):
+        return f"What entered its part of the model {held}: it may have come from another rank"
+    return f"The batch that it was given {held}{f', {which_is}' if which_is else ':'} bad data"
 
 
 def _of_loss(first: Sighting) -> tuple[str, ...]:

@@ -274,6 +274,7 @@ class Sighting:
         loss_note: a sentence on how the loss made them bad.
         exchanged: the process has sent tensors to single ranks, or all to all.
         batch_hash: of the inputs of the bad pass; "" when not taken.
+        batch_value: the worst that these held, where it began in them; None when not known.
         gradient: the parameter whose gradient arrived first; None when no gradient was seen.
         update: of bad weights.
         model: which one, where there are several.
@@ -317,6 +318,7 @@ class Sighting:
     loss_note: str = ""
     exchanged: bool = False
     batch_hash: str = ""
+    batch_value: Value | None = None
     gradient: str | None = None
     update: Update | None = None
     model: WhichModel | None = None

@@ -131,6 +131,7 @@ class NonFinite:
         loss: of the newest backward pass on this rank, before it was scaled.
         exchanged: the process has sent tensors to single ranks, or all to all.
         batch_hash: of the inputs of the bad pass; "" when not taken.
+        batch_value: the worst that these held, where it began in them; None when not known.
         loss_note: a sentence on how the loss made them bad; "" when there is none.
     """
 
@@ -156,6 +157,7 @@ class NonFinite:
     loss: float | None = None
     exchanged: bool = False
     batch_hash: str = ""
+    batch_value: Value | None = None
     loss_note: str = ""
 
 

@@ -40,6 +40,7 @@ def sighting_of(hello: Hello, body: NonFinite) -> Sighting:
         loss_note=body.loss_note,
         exchanged=body.exchanged,
         batch_hash=body.batch_hash,
+        batch_value=body.batch_value,
         gradient=None if earliest is None else earliest.parameter,
     )
     if body.phase is not Phase.PARAMETER or not body.bad_weights:

@@ -78,7 +78,7 @@ def _of_phase(first: Sighting, name: str) -> str:
         )
     elif first.phase is Phase.INPUT:
         entered = "what entered the model" if is_part(first) else "the batch"
-        what = f"{_value(first)} in {entered}"
+        what = f"{_entered(first)} in {entered}"
     elif operator is not None and operator.name is not None:
         what = _of_the_loss(first, operator) if first.phase is Phase.LOSS else _of_operator(operator)
     elif _is_of_loss(first) and first.loss is not None:
@@ -143,8 +143,8 @@ def _is_of_loss(first: Sighting) -> bool:
     return late and not named and loss is not None and not math.isfinite(loss)
 
 
-def _value(first: Sighting) -> str:
-    return "non-finite numbers" if first.value is None else VALUES[first.value]
+def _entered(first: Sighting) -> str:
+    return "non-finite numbers" if first.batch_value is None else VALUES[first.batch_value]
 
 
 def _from_folder(source: str) -> str:

@@ -205,6 +205,7 @@ def _nonfinite(message: pb.NonFinite, drops: list[DropReason]) -> obs.NonFinite:
         loss=_known(message, "loss"),
         exchanged=message.exchanged,
         batch_hash=message.batch_hash[:_NAME],
+        batch_value=_enum(message, "batch_value", _VALUES, drops),
         loss_note=message.loss_note[:_NOTE],
     )
 

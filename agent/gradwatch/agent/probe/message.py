@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradwatch.agent.probe.phases.batch import hash_of, pass_of
+from gradwatch.agent.probe.phases.batch import hash_of, pass_of, value_of
 
 if TYPE_CHECKING:
     from gradwatch.agent.probe.model import WatchedModel
@@ -73,6 +73,9 @@ def _of_the_loss(findings: BucketFindings) -> dict[str, Any]:
         message["loss_note"] = findings.note
     if bad is not None and bad.capsule is not None:
         message["batch_hash"] = hash_of(bad.capsule)
+        value = value_of(bad.capsule) if findings.origin.phase == "PHASE_INPUT" else None
+        if value is not None:
+            message["batch_value"] = value
     return message
 
 

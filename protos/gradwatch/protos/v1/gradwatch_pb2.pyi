@@ -524,6 +524,7 @@ class NonFinite(google.protobuf.message.Message):
     EXCHANGED_FIELD_NUMBER: builtins.int
     BATCH_HASH_FIELD_NUMBER: builtins.int
     LOSS_NOTE_FIELD_NUMBER: builtins.int
+    BATCH_VALUE_FIELD_NUMBER: builtins.int
     root: builtins.int
     round: builtins.int
     step: builtins.int
@@ -555,6 +556,10 @@ class NonFinite(google.protobuf.message.Message):
     """of the inputs of the bad pass; "" when not taken"""
     loss_note: builtins.str
     """a sentence on how the loss made them bad; "" when there is none"""
+    batch_value: Global___Value.ValueType
+    """What the inputs of the bad pass held, the worst of it: NaN, else +Inf. Only with PHASE_INPUT, and where
+    they are in the host's memory.
+    """
     @property
     def gradients(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BadGradient]:
         """the earliest in backward order, at most 16"""
@@ -586,11 +591,14 @@ class NonFinite(google.protobuf.message.Message):
         exchanged: builtins.bool = ...,
         batch_hash: builtins.str = ...,
         loss_note: builtins.str = ...,
+        batch_value: Global___Value.ValueType | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "batch", b"batch", "loss", b"loss", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "bad_weights", b"bad_weights", "bad_weights_total", b"bad_weights_total", "batch", b"batch", "batch_hash", b"batch_hash", "bucket", b"bucket", "exchanged", b"exchanged", "gradients", b"gradients", "gradients_total", b"gradients_total", "loss", b"loss", "loss_note", b"loss_note", "loss_scale_overflow", b"loss_scale_overflow", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_batch", b"_batch", "_batch_value", b"_batch_value", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "batch", b"batch", "batch_value", b"batch_value", "loss", b"loss", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_batch", b"_batch", "_batch_value", b"_batch_value", "_loss", b"_loss", "_microbatch", b"_microbatch", "_model_step", b"_model_step", "_phase", b"_phase", "_weights_finite", b"_weights_finite", "_weights_finite_step", b"_weights_finite_step", "bad_weights", b"bad_weights", "bad_weights_total", b"bad_weights_total", "batch", b"batch", "batch_hash", b"batch_hash", "batch_value", b"batch_value", "bucket", b"bucket", "exchanged", b"exchanged", "gradients", b"gradients", "gradients_total", b"gradients_total", "loss", b"loss", "loss_note", b"loss_note", "loss_scale_overflow", b"loss_scale_overflow", "microbatch", b"microbatch", "model_step", b"model_step", "phase", b"phase", "root", b"root", "round", b"round", "source", b"source", "step", b"step", "weights_finite", b"weights_finite", "weights_finite_step", b"weights_finite_step"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_batch", b"_batch"]) -> typing.Literal["batch"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_batch_value", b"_batch_value"]) -> typing.Literal["batch_value"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_loss", b"_loss"]) -> typing.Literal["loss"] | None: ...
     @typing.overload

@@ -1,4 +1,4 @@
-"""Which batch went bad: by a hash of what entered the model, taken on a hit only."""
+"""Which batch went bad, and how: by what entered the model, looked at on a hit only."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from gradwatch.agent.probe import replica
+from gradwatch.agent.probe.autopsy.values import FINITE, kinds_of
 from gradwatch.agent.probe.passes import Leaves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from gradwatch.agent.probe.autopsy.capsule import Capsule
     from gradwatch.agent.probe.passes import Pass
@@ -29,8 +32,8 @@ def hash_of(capsule: Capsule) -> str:
 
     Equal for equal numbers, whatever their order in memory: it tells the same batch from another one.
     """
-    tensors = Leaves((capsule.args, capsule.kwargs)).tensors
-    if capsule.lost or not tensors or any(one.device.type != "cpu" for one in tensors):
+    tensors = _inputs(capsule)
+    if not tensors:
         return ""
     digest = hashlib.blake2b(digest_size=_CHARACTERS // 2)
     for one in tensors:
@@ -40,3 +43,21 @@ def hash_of(capsule: Capsule) -> str:
             return ""
         digest.update(f"{tuple(one.shape)} {one.dtype} {total};".encode())
     return digest.hexdigest()
+
+
+def value_of(capsule: Capsule) -> str | None:
+    """What the inputs of a pass held that was not finite, an enum name of `gradwatch.v1.Value`.
+
+    NaN where there was one, else +Inf: an infinity of the other sign may be a mask. None where that is not
+    known.
+    """
+    kinds = FINITE
+    for one in _inputs(capsule):
+        kinds |= kinds_of(one)
+    return kinds.value if kinds.any else None
+
+
+def _inputs(capsule: Capsule) -> Sequence[torch.Tensor]:
+    """What entered the model; nothing where it was not kept, or lies on a device."""
+    tensors = Leaves((capsule.args, capsule.kwargs)).tensors
+    return () if capsule.lost or any(one.device.type != "cpu" for one in tensors) else tensors
