@@ -92,9 +92,13 @@ class TrainingThread:
         def run(*args: Any) -> Any:
             if self._ident != get_ident() and self._is_anothers():
                 return None
-            return within(*args)
+            under_way = self._under_way
+            under_way.append(None)
+            try:
+                return None if self.off else call(*args)
+            finally:
+                under_way.pop()
 
-        within = self.within(call)
         return run
 
     def within(self, call: Callable[..., Any]) -> Callable[..., Any]:
