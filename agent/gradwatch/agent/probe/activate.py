@@ -72,6 +72,7 @@ def activate() -> Probe | None:
     if _active is not None or settings is None:
         return _active
     watcher = Watcher(settings)
+    os.register_at_fork(after_in_child=watcher.thread.forked)
     ddp = DDPWatch(watcher)
     ddp.install()
     fsdp = FSDPWatch(watcher)
@@ -118,7 +119,7 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
 
     unowned = watcher.unowned
     unowned_begins = _guarded(watcher, UNOWNED, unowned.backward_begins)
-    losses, armed = watcher.losses, watcher.armed
+    losses, armed, thread = watcher.losses, watcher.armed, watcher.thread
 
     def begins(roots: Any, gradients: Any) -> None:
         if arrivals.backward_begins():
@@ -134,14 +135,19 @@ def _patch_backward(watcher: Watcher, single: SingleWatch) -> None:
             losses.backward_over()
             armed.over()
 
-    patch_backward(begins, ended)
-    arrivals.when_over.append(_guarded(watcher, alone.PART, single.backward_over))
-    arrivals.when_over.append(_guarded(watcher, UNOWNED, unowned.backward_over))
-    arrivals.when_over.append(_guarded(watcher, UPDATES, watcher.updates.backward_over))
+    patch_backward(thread.trains(begins), thread.belongs(ended))
+    for part, over in (
+        (alone.PART, single.backward_over),
+        (UNOWNED, unowned.backward_over),
+        (UPDATES, watcher.updates.backward_over),
+    ):
+        # Autograd may call it in a thread of its own.
+        arrivals.when_over.append(thread.within(_guarded(watcher, part, over)))
 
 
 def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     clock, guarding, reload = watcher.clock, watcher.guarding, watcher.reload
+    thread = watcher.thread
 
     guarded = functools.partial(_guarded, watcher)
     begins = _attempt_begins(watcher, single)
@@ -178,10 +184,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
     count = guarded("steps", clock.leave)
     stepped = guarded(RECORDER, watcher.stepped)
 
-    def leave(attempt: Any, optimizer: Any) -> None:
-        # Not under the fuse of the steps: whatever fails there, held gradients are given back.
-        if attempt is optimizer and guard_after is not None:
-            guard_after(optimizer)
+    def over(attempt: Any, optimizer: Any) -> None:
         update_over(attempt, optimizer)
         if clock.is_outermost(attempt):
             updated(optimizer)
@@ -189,19 +192,33 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
+    over_in_thread = thread.belongs(over)
+
+    def leave(attempt: Any, optimizer: Any) -> None:
+        # Not under the fuse of the steps, nor in one thread only: whatever fails there, and if another
+        # thread has begun to train meanwhile, held gradients are given back.
+        if attempt is optimizer and guard_after is not None:
+            guard_after(optimizer)
+        over_in_thread(attempt, optimizer)
+
     patch_optimizers(
-        _unless_still(clock, guarded("steps", enter)),
+        _unless_still(clock, thread.trains(guarded("steps", enter))),
         _unless_still(clock, leave),
-        _each(guarded("steps", clock.state_loaded), guarded(UPDATES, watcher.updates.state_loaded)),
-        reload.scale_updated,
-        _each(
-            guarded(PART, watcher.loss_scaled),
-            guarded(alone.PART, lambda losses, _: single.loss_scaled(losses)),
-            guarded(UNOWNED, lambda losses, _: watcher.unowned.loss_scaled(losses)),
+        thread.belongs(
+            _each(guarded("steps", clock.state_loaded), guarded(UPDATES, watcher.updates.state_loaded))
+        ),
+        thread.belongs(reload.scale_updated),
+        thread.belongs(
+            _each(
+                guarded(PART, watcher.loss_scaled),
+                guarded(alone.PART, lambda losses, _: single.loss_scaled(losses)),
+                guarded(UNOWNED, lambda losses, _: watcher.unowned.loss_scaled(losses)),
+            )
         ),
     )
     patch_gradient_changes(
-        guarded(UPDATES, watcher.updates.clipped), guarded(UPDATES, watcher.updates.unscaled)
+        thread.belongs(guarded(UPDATES, watcher.updates.clipped)),
+        thread.belongs(guarded(UPDATES, watcher.updates.unscaled)),
     )
     alone.patch_parameter_groups(
         _each(guarded(alone.PART, single.given), guarded(UNOWNED, watcher.unowned.given))

@@ -72,6 +72,10 @@ class Arrivals:
         if not self._under_way:
             self.passes = 0
 
+    def thread_begins(self) -> None:
+        """Another thread is followed from now on."""
+        self._calls = 0
+
     def backward_begins(self) -> bool:
         """`torch.autograd.backward` is called; whether it is not so inside of another one."""
         self._calls += 1
@@ -79,6 +83,8 @@ class Arrivals:
 
     def backward_ended(self, failed: bool) -> bool:
         """That call is over; whether it was not inside of another one."""
+        if not self._calls:
+            return False  # it began in a thread that was not followed then
         self._calls -= 1
         if self._calls == 0 and self._under_way:
             self._over(failed=failed)

@@ -61,7 +61,7 @@ class Guarding:
         if not self._models:
             return self._watcher.second_moments.before(optimizer, args, kwargs)
         wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(
-            args, kwargs, lambda: self._hold_if_bad(optimizer)
+            args, kwargs, self._watcher.thread.within(lambda: self._hold_if_bad(optimizer))
         )
         if wrapped is not None:
             return wrapped

@@ -70,6 +70,11 @@ class Journal:
         self._progress_fd = progress
         self._fd = self._open_segment()
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has opened it: a forked child has not."""
+        return os.getpid() == self._pid
+
     def append(self, kind: str, body: dict[str, Any]) -> bool:
         """Write one record.
 
@@ -80,7 +85,7 @@ class Journal:
         Returns:
             Whether it is in the file.
         """
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             return False
         with self._lock:
             if not self._has_room():
@@ -106,7 +111,7 @@ class Journal:
 
     def progress(self, body: dict[str, Any]) -> None:
         """Rewrite the progress file with a `Progress` message in the JSON mapping."""
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             return
         line = _encoded(body).encode()
         if len(line) >= PROGRESS_BYTES:
@@ -119,7 +124,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the files; the sidecar then knows that the process is done."""
-        if os.getpid() != self._pid or self._fd < 0:
+        if not self.is_ours or self._fd < 0:
             return
         os.close(self._fd)
         os.close(self._progress_fd)

@@ -214,6 +214,8 @@ class WatchedModel:
         if self._capturing() or not (trains or chained):
             self._pass = None
             return
+        if trains:
+            self._watcher.thread.leads()
         began = time.perf_counter()
         outputs = self._watcher.outputs if chained else None
         own = self._parameters_until_updated() if chained else None

@@ -50,7 +50,9 @@ class SecondMoments:
             # Of its own models only: another one that has gone bad would hide what is large here.
             self.overflows(optimizer, self._watcher.models_of(optimizer), skipped=False)
 
-        wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(args, kwargs, look)
+        wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = after_closure(
+            args, kwargs, self._watcher.thread.within(look)
+        )
         if wrapped is None:
             look()
         return wrapped

@@ -22,6 +22,7 @@ from gradwatch.agent.probe.model import can_be_followed, is_followed, on_arrival
 from gradwatch.agent.probe.owners import names_of
 from gradwatch.agent.probe.parameters import parameters_of
 from gradwatch.agent.probe.single_model import SingleModel
+from gradwatch.agent.probe.training_thread import in_backward
 from gradwatch.agent.probe.watcher import SINGLE
 
 if TYPE_CHECKING:
@@ -57,10 +58,16 @@ class SingleWatch:
         self._off = False
         self._has_made_one = False
 
+    @property
+    def follows(self) -> bool:
+        """Whether something is trained that can be watched."""
+        return bool(self._hooks)
+
     def leave(self) -> None:
-        """A wrapped model is watched from now on, or this process is one of several."""
+        """A wrapped model is watched from now on, or the process is one of several, or of several threads."""
         self._off = True
-        for _, handle in self._hooks.values():
+        # A copy: another thread may be about to make an optimizer.
+        for _, handle in [*self._hooks.values()]:
             handle.remove()
         self._hooks.clear()
         self._drop_model()
@@ -89,6 +96,8 @@ class SingleWatch:
         """
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"watch() takes a model, not {type(module).__name__}")
+        if self._watcher.thread.off:
+            return  # which has been said
         if self._off or not trains_alone():
             raise ValueError(
                 f"{type(module).__name__} is not wrapped, and this process is one of several: "
@@ -172,7 +181,9 @@ class SingleWatch:
         if model is None or not self._admitted or in_backward():
             return None
         if attempt is optimizer:
-            wrapped: Call | None = after_closure(args, kwargs, lambda: model.attempted_by(optimizer))
+            wrapped: Call | None = after_closure(
+                args, kwargs, self._watcher.thread.within(lambda: model.attempted_by(optimizer))
+            )
             if wrapped is not None:
                 return wrapped
         model.attempted_by(optimizer)
@@ -212,7 +223,7 @@ class SingleWatch:
         self._model = SingleModel(
             self._watcher,
             names_of(optimizers, parameters, modules),
-            {one: key for one, (key, _) in self._hooks.items()},
+            {one: key for one, (key, _) in dict(self._hooks).items()},
             device=device,
             root=self._watcher.models_told,
             before_telling=self._admit,
@@ -265,8 +276,3 @@ def trains_alone() -> bool:
         return dist.get_world_size() == 1
     sizes = (os.environ.get(name, "") for name in _WORLD_SIZES)
     return not any(size.isdigit() and int(size) > 1 for size in sizes)
-
-
-def in_backward() -> bool:
-    """Whether a backward pass is under way in this thread."""
-    return bool(torch._C._current_graph_task_id() >= 0)

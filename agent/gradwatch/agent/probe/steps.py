@@ -159,6 +159,10 @@ class StepClock:
         self._counts(optimizer)
         return len(self._open) == 1
 
+    def thread_begins(self) -> None:
+        """Another thread is followed from now on: none of its attempts is under way."""
+        self._open.clear()
+
     @property
     def depth(self) -> int:
         """Attempts under way, one inside the other."""

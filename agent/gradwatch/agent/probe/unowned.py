@@ -91,12 +91,14 @@ class UnownedWatch:
 
     Attributes:
         outdated: optimizers, or watched models, are others now.
+        off: nothing is looked at any more: other threads train, too.
         model: the parameters that are looked at; None without any.
         active: the same, once a gradient of theirs has arrived: before that it has no ordinal of its own.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self.outdated = False
+        self.off = False
         self.model: UnownedModel | None = None
         self._watcher = watcher
         self._optimizers: list[weakref.ref[Any]] = []
@@ -111,10 +113,17 @@ class UnownedWatch:
             self._optimizers.append(weakref.ref(optimizer))
         self.outdated = True
 
+    def leave(self) -> None:
+        """Nothing is looked at from now on."""
+        self.off = True
+        self._drop()
+
     # ------------------------------------------------------------------ passes and updates
 
     def backward_begins(self, losses: Any, gradients: Any) -> None:
         """A backward pass begins at `losses`, with `gradients` or ones."""
+        if self.off:
+            return
         if self.outdated:
             self._refresh()
         if self.model is not None:
@@ -125,7 +134,7 @@ class UnownedWatch:
     def backward_over(self) -> None:
         """Gradients of a backward pass have arrived."""
         model = self.model
-        if model is None:
+        if model is None or self.off:
             return
         order = self._watcher.arrivals.order
         if self.active is None and not {key for key, _ in self._hooks.values()}.isdisjoint(order):
@@ -141,6 +150,8 @@ class UnownedWatch:
 
     def stepping(self, optimizer: Any) -> None:
         """The outermost attempt of an update begins."""
+        if self.off:
+            return
         if self.model is not None:
             self.model.attempted_by(optimizer)
         if optimizer in self._stepped:

@@ -32,6 +32,7 @@ from gradwatch.agent.probe.round_log import RoundLog
 from gradwatch.agent.probe.saves import Saves, absolute
 from gradwatch.agent.probe.second_moments import SecondMoments
 from gradwatch.agent.probe.steps import StepClock, learning_rate
+from gradwatch.agent.probe.training_thread import TrainingThread
 from gradwatch.agent.probe.unowned import UnownedWatch
 
 if TYPE_CHECKING:
@@ -48,12 +49,20 @@ TAG_CHARACTERS = 4096
 LINGER_SECONDS = 0.02
 # The framework of a process that trains alone, as in the `Hello` message.
 SINGLE = "single"
+# Why something is not watched.
+OF_SEVERAL_THREADS = (
+    "several threads of this process train at the same time, and trainings of several threads are not watched"
+)
+OF_ANOTHER_THREAD = (
+    "another thread of this process trains, too, and what it trains beside the watched model is not watched"
+)
 
 
 class Watcher:
     """Watches one process.
 
     Attributes:
+        thread: that is followed.
         single: watches the process for as long as it has no wrapped model.
         losses: of the backward passes.
         armed: looks closely at backward passes after a fault of which something is missing.
@@ -76,6 +85,9 @@ class Watcher:
         self.arrivals = Arrivals()
         self.outputs = Outputs()
         self.clock = StepClock(settings.resume_step)
+        self.thread = TrainingThread(
+            self._has_what_trains, self._threads_overlap, self._leave_threads, self._thread_begins
+        )
         self.losses = Losses(self.fuses, self._may_examine_losses)
         self.armed = Armed(self.fuses)
         self.has_exchanged = False
@@ -129,6 +141,8 @@ class Watcher:
         Raises:
             OSError: the spool cannot be written.
         """
+        if self.thread.off:
+            return False
         if framework != SINGLE:
             self._leave_single()
         if self.identity is None:
@@ -259,9 +273,9 @@ class Watcher:
         """The watched models of which the optimizer updates parameters."""
         return [model for model in self.updates.models_of(optimizer) if model is not self.unowned.model]
 
-    def unwatched(self, reason: str) -> None:
-        """Say once that this process trains and nothing in it is watched, and why."""
-        if self._said_unwatched:
+    def unwatched(self, reason: str, *, once: bool = True) -> None:
+        """Say that this process trains what is not watched, and why; `once` for the first reason only."""
+        if once and self._said_unwatched:
             return
         self._said_unwatched = True
         message = unwatched_message(self.settings, reason)
@@ -273,6 +287,30 @@ class Watcher:
         journal = Journal(self.settings.spool, name)
         journal.append("unwatched", message)
         journal.close()
+
+    # ------------------------------------------------------------------ threads
+
+    def _has_what_trains(self) -> bool:
+        return self.watching or (self.single is not None and self.single.follows)
+
+    def _thread_begins(self) -> None:
+        self.arrivals.thread_begins()
+        self.clock.thread_begins()
+
+    def _threads_overlap(self) -> bool:
+        """A second thread trains; whether nothing is watched any more."""
+        self.unowned.off = True
+        # Of a wrapped model, only its own thread ever reads the gradients.
+        return self._framework in {"", SINGLE}
+
+    def _leave_threads(self) -> None:
+        self.fuses.call("threads", self._leave_what_threads_share)
+
+    def _leave_what_threads_share(self) -> None:
+        if self.thread.off and self.single is not None:
+            self.single.leave()
+        self.unowned.leave()
+        self.unwatched(OF_SEVERAL_THREADS if self.thread.off else OF_ANOTHER_THREAD, once=False)
 
     # ------------------------------------------------------------------ what watching costs
 
@@ -402,6 +440,8 @@ class Watcher:
 
     def finish(self) -> None:
         """At exit: wait for the read-outs under way and write the last progress."""
+        if self._journal is not None and not self._journal.is_ours:
+            return  # a forked child, which ends
         try:
             self.remove_gone()
             self._flush()
@@ -442,7 +482,7 @@ class Watcher:
     def append(self, kind: str, message: dict[str, Any]) -> None:
         """Journal one record; says so once if it cannot be written."""
         journal = self._journal
-        if journal is None or journal.append(kind, message) or self._said_dropping:
+        if journal is None or not journal.is_ours or journal.append(kind, message) or self._said_dropping:
             return
         self._said_dropping = True
         sys.stderr.write(

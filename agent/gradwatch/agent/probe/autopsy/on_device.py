@@ -135,7 +135,7 @@ class OnDevice:
 
         wrapped: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         if attempt is optimizer and wait:
-            wrapped = after_closure(args, kwargs, look)
+            wrapped = after_closure(args, kwargs, self._watcher.thread.within(look))
         if wrapped is None:
             look()
         return wrapped

@@ -92,7 +92,7 @@ class Updates:
         if not models:
             return None
         look = functools.partial(self._look, optimizer, models)
-        wrapped: Call | None = after_closure(args, kwargs, look)
+        wrapped: Call | None = after_closure(args, kwargs, self._watcher.thread.within(look))
         if wrapped is None:
             look()
         return wrapped
