@@ -146,15 +146,9 @@ def _explosion(case: Case) -> Guess | None:
     """A learning rate that cannot be meant, or a loss next to the end of the range."""
     if not case.everywhere:
         return None
-    rates = [] if case.flight is None else _rates(case.flight)
-    if case.first.update is not None and case.first.update.learning_rate is not None:
-        rates.append(case.first.update.learning_rate)
+    rates = _rates(case)
     if rates and rates[-1] >= _NO_RATE:
-        return Guess(
-            LikelyKind.HYPERPARAMETERS,
-            f"the learning rate had come to {rates[-1]:.3g}",
-            "Lower the learning rate, or look at the schedule that made it so large.",
-        )
+        return _no_rate(rates[-1])
     losses = [] if case.flight is None else _losses(case.flight)
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite or abs(finite[-1]) < _HUGE_LOSS:
@@ -271,9 +265,26 @@ def _saturation(case: Case) -> Guess | None:
     return None
 
 
+def _no_rate(rate: float) -> Guess:
+    return Guess(
+        LikelyKind.HYPERPARAMETERS,
+        f"the learning rate had come to {rate:.3g}",
+        "Lower the learning rate, or look at the schedule that made it so large.",
+    )
+
+
+def _rate_of_all(case: Case) -> Guess | None:
+    """A learning rate that cannot be meant, where one rank was bad before the others."""
+    rates = _rates(case)
+    if case.everywhere or case.cause in _BEFORE or not rates or rates[-1] < _NO_RATE:
+        return None
+    # Where nothing changes at such a rate, it is not what made one rank bad.
+    rose = rates[-1] >= min(rates) * _RAISED_FAR
+    return _no_rate(rates[-1]) if rose or _growth(case) is not None else None
+
+
 def _hyperparameters(case: Case) -> Guess | None:
-    steps = _finite_steps(case)
-    rates = [step.learning_rate for step in steps if step.learning_rate is not None]
+    rates = _rates(case)
     if not case.everywhere or len(rates) < 2:  # noqa: PLR2004 - a change needs two
         return None
     lowest, raised = min(rates), _RAISED if case.all_at_once else _RAISED_FAR
@@ -367,6 +378,7 @@ _RULES = (
     _explosion,
     _domain,
     _saturation,
+    _rate_of_all,
     _hyperparameters,
     _short_of_range,
     _precision,
@@ -377,11 +389,20 @@ _RULES = (
 _ARISEN = {None, Cause.FORWARD, Cause.LOSS, Cause.BACKWARD}
 # It was there before any operator ran: an operator only spread it.
 _BEFORE = {Cause.INPUT, Cause.PARAMETER, Cause.UPDATE}
+_MADE_AGAIN = {Judgement.DETERMINISTIC, Judgement.REPEATED_THERE, Judgement.ONLY_THERE}
 _EXPLAINED = {LikelyKind.BAD_DATA, LikelyKind.DOMAIN, LikelyKind.SATURATION}
 _UNEXPLAINED = {LikelyKind.DEVICE, LikelyKind.INITIALISATION}
 
 
 def _unknown(case: Case) -> Guess:
+    shared = case.tie or case.all_at_once
+    if shared and case.judgement in _MADE_AGAIN:
+        who = "all ranks" if case.all_at_once else "several ranks"
+        return Guess(
+            LikelyKind.UNKNOWN,
+            f"{who} went bad in the same round, and replayed it went bad again",
+            "Look at what they share, such as the learning rate, the weights and the code.",
+        )
     if case.judgement is Judgement.DETERMINISTIC:
         return Guess(
             LikelyKind.UNKNOWN,
@@ -395,7 +416,7 @@ def _unknown(case: Case) -> Guess:
             "so what differs in that process cannot be excluded",
             "Run that batch through the model by itself, elsewhere.",
         )
-    if case.judgement is Judgement.ONLY_THERE and not case.tie:
+    if case.judgement is Judgement.ONLY_THERE:
         return Guess(
             LikelyKind.UNKNOWN,
             "replayed, it went bad again only on that rank: its hardware, or what differs in that process",
@@ -412,10 +433,16 @@ def _operator(case: Case) -> tuple[Operator | None, str]:
     return operator, bare_name(operator)
 
 
-def _rates(flight: Flight) -> list[float]:
-    """The learning rates of the updates before the bad round."""
-    before = [step for step in flight.steps if step.round < flight.round]
-    return [step.learning_rate for step in before if step.learning_rate is not None]
+def _rates(case: Case) -> list[float]:
+    """The learning rates of the updates before the bad round, and of the one that made weights bad.
+
+    With a round the recorder keeps the rate of the update before it: that of the bad round made it.
+    """
+    steps = () if case.flight is None else case.flight.steps
+    rates = [step.learning_rate for step in steps if step.learning_rate is not None]
+    if case.first.update is not None and case.first.update.learning_rate is not None:
+        rates.append(case.first.update.learning_rate)
+    return rates
 
 
 def _losses(flight: Flight) -> list[float]:
