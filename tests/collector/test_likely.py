@@ -108,6 +108,58 @@ BY_RANGE = [
 ]
 
 
+def number(value: float) -> obs.OperatorInput:
+    return obs.OperatorInput("int" if isinstance(value, int) else "float", (), value, value, 0)
+
+
+FIFTH = obs.OperatorInput("float16", (6, 16), -45.4, 23.4, 0)
+WIDE = replace(FIFTH, dtype="float32")
+POSITIVE, ANY = replace(WIDE, min=0.5), obs.OperatorInput("float32", (6, 16), 0.5, 2.5, 0)
+BY_EXPONENT = [
+    # The fourth power of 45 is finite, and more than float16 can hold.
+    ([FIFTH, number(4)], obs.Value.POSITIVE_INFINITY, LikelyKind.PRECISION),
+    ([FIFTH, number(4.0)], obs.Value.NAN, LikelyKind.PRECISION),
+    ([FIFTH, number(2)], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+    ([FIFTH, number(40)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    ([WIDE, number(40)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    ([WIDE, number(4)], obs.Value.NAN, LikelyKind.UNKNOWN),
+    ([replace(POSITIVE, min=1e-30), number(-2)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    # Zero has no power below 0, and what is negative has whole ones only.
+    ([WIDE, number(-1)], obs.Value.POSITIVE_INFINITY, LikelyKind.DOMAIN),
+    ([replace(WIDE, min=0.0), number(-0.5)], obs.Value.POSITIVE_INFINITY, LikelyKind.DOMAIN),
+    ([replace(WIDE, min=0.0), number(0.5)], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+    ([WIDE, number(0.5)], obs.Value.NAN, LikelyKind.DOMAIN),
+    ([WIDE, ANY], obs.Value.NAN, LikelyKind.DOMAIN),
+    ([POSITIVE, ANY], obs.Value.NAN, LikelyKind.UNKNOWN),
+    ([number(2.0), replace(ANY, max=200.0)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+]
+BY_RANGE += [("aten.pow.Tensor_Scalar", *row) for row in BY_EXPONENT]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "top", "because"),
+    [
+        (
+            "exp",
+            "float16",
+            14.2,
+            "precision: aten.exp.default of 14.2 is more than float16 can hold, which ends",
+        ),
+        ("exp", "float16", 99.0, "saturation: aten.exp.default of 99 is more than float16 can hold. Bound"),
+        ("exp2", "float16", 99.0, "precision: aten.exp2.default of 99 is more than float16 can hold, which"),
+        ("exp", "float32", 99.0, "saturation: aten.exp.default of 99 is more than float32 can hold. Bound"),
+        ("cosh", "float16", 3.0, "precision: aten.cosh.default of -20 is more than float16 can hold, which"),
+    ],
+)
+def test_an_exponential_goes_by_the_dtype_of_what_it_was_given(name, dtype, top, because):
+    given = obs.OperatorInput(dtype, (6, 16), -20.0, top, 0)
+    found = autopsy(
+        1, 5, obs.Replay.REPRODUCED, operator=f"aten.{name}.default", inputs=(given,), value=obs.Value.NAN
+    )
+    # The gradient's dtype is another one.
+    assert f"Likely {because}" in text(bad_on(1, found))
+
+
 @pytest.mark.parametrize(("name", "inputs", "value", "kind"), BY_RANGE)
 def test_what_the_range_of_the_input_makes_likely(name, inputs, value, kind):
     found = replace(
