@@ -240,7 +240,8 @@ def _of_weights(first: Sighting, where: str) -> tuple[str, ...]:
         )
         if not first.bad_weights:
             found = f"Weights{model} were not finite{where} before the update of step {first.step}"
-        return (f"{found} (round {first.round}){others}.", *since_when(first))
+        # The round in which they were found is the one before that step's.
+        return (f"{found}{others}.", *since_when(first))
     made = (
         f"The update of step {first.step} (round {first.round}) by {_with_settings(update)} made "
         f"{what}{model} {value}{where}{others}."
