@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HALF = "float16"
 # The largest number of each dtype.
-_LARGEST = {
+LARGEST = {
     HALF: 65504.0,
     "bfloat16": 3.3895313892515355e38,
     "float32": 3.4028234663852886e38,
@@ -108,5 +108,5 @@ def _logarithm(base: OperatorInput, exponent: OperatorInput) -> float:
 
 
 def _is_above(logarithm: float, dtype: str | None) -> bool:
-    largest = None if dtype is None else _LARGEST.get(dtype)
+    largest = None if dtype is None else LARGEST.get(dtype)
     return largest is not None and logarithm > math.log(largest)
