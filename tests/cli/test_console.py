@@ -12,6 +12,7 @@ import textwrap
 
 import pytest
 
+from gradwatch.cli import output
 from gradwatch.cli.launcher.console import Console
 from tests.cli.command import GRADWATCH, environment, until
 
@@ -73,6 +74,34 @@ def test_lines_wait_for_a_reader_and_come_whole_and_in_order(pipe, new_console):
     assert lines[1].endswith("long ")
     assert lines[1].count("long") == select.PIPE_BUF
     assert console.warnings == ["first"]
+
+
+# A terminal obeys ends of lines, control characters and bidi marks; all else in a name is the user's own.
+NAMES = [
+    ("a\ngradwatch: incident forged", r"a\ngradwatch: incident forged"),
+    ("\x1b[2Jb\r", r"\x1b[2Jb\r"),
+    ("c\u202ed\u2028", r"c\u202ed\u2028"),
+    ('слой é 🔥 "x"', 'слой é 🔥 "x"'),
+]
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES)
+def test_no_name_begins_a_line_of_its_own(pipe, new_console, name, shown):
+    console = new_console()
+    console.verdict(f"log in {name}, step 3")
+    console.warn(name)
+    os.set_blocking(pipe[0], False)
+    said = os.read(pipe[0], 1 << 16).decode()
+    assert said == f"gradwatch: log in {shown}, step 3\ngradwatch: WARNING: {shown}\n"
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES)
+def test_no_name_begins_a_line_in_what_is_read(capsys, name, shown):
+    output.print_line(f"  log in {name}")
+    output.print_table(["parameter"], [[name]])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == f"  log in {shown}"
+    assert [line.rstrip() for line in lines[1:]] == ["parameter", shown, ""]
 
 
 def test_what_nobody_will_ever_read_is_given_up(pipe, new_console):

@@ -115,6 +115,20 @@ def test_later_incidents_of_an_attempt_know_the_earlier_ones():
     assert "Rank 1 was also first in earlier incidents, at steps 5 and 23." in texts[2]
 
 
+def test_of_many_steps_it_is_said_that_there_are_more():
+    told = Told().hellos(2)
+    for step in range(5, 5 + 18 * 30, 30):
+        records = 1 + (step - 5) // 30
+        told.tell(batch("r1", records, bad(step)))
+        known = {"bad_rounds": records, "last_bad_round": step}
+        told.tell(progress("r1", step + 25, 1 + records, **known), progress("r0", step + 25, 1))
+    *_, but_one, last = (" ".join(document.incident(one).verdict) for one in told.incidents)
+    assert re.search(r"earlier incidents, at steps 5, 35, (\d+, ){13}455 and more\.", last)
+    assert re.search(r"earlier incidents, at steps 5, 35, (\d+, ){12}425 and 455\.", but_one)
+    again = verdict(told_with(*(bad(step) for step in range(5, 23))))
+    assert re.search(r"bad again at steps 6, (\d+, ){14}21 and more\.", again)
+
+
 def test_another_first_rank_has_no_past():
     told = Told().hellos(2)
     told.tell(batch("r1", 1, bad(5)), batch("r0", 1, bad(23)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,24 @@ def test_ranks_that_tie_have_no_broken_device(phase):
     assert told.incident.verdict.judgement is Judgement.TRANSIENT
     assert told.incident.verdict.tie
     assert not ACCUSES.search(said(told))
+
+
+# The dtype of the gradient, and what is said of how its sum came to be infinite.
+SUMS = [
+    ("float32", "is float32, which ends at 3.4e+38, or a shorter one into which a communication hook"),
+    ("float16", "is float16, which ends at 65504. Reduce in fp32, or with smaller values."),
+    ("float8", "reduced. Reduce in fp32, or with smaller values. Look at what works on gradients"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "says"), SUMS)
+def test_a_hook_may_have_made_the_sum_infinite(dtype, says):
+    told = Told().hellos(2)
+    bad = replace(gradient(position=None, value=obs.Value.POSITIVE_INFINITY), dtype=dtype)
+    for rank in range(2):
+        told.tell(*told_of(rank, 7, reduced(7, bad)))
+    assert says in said(told)
+    assert "no rank made it" not in said(told)
 
 
 def test_weights_of_one_rank_alone_accuse_nothing():

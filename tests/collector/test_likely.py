@@ -108,6 +108,58 @@ BY_RANGE = [
 ]
 
 
+def number(value: float) -> obs.OperatorInput:
+    return obs.OperatorInput("int" if isinstance(value, int) else "float", (), value, value, 0)
+
+
+FIFTH = obs.OperatorInput("float16", (6, 16), -45.4, 23.4, 0)
+WIDE = replace(FIFTH, dtype="float32")
+POSITIVE, ANY = replace(WIDE, min=0.5), obs.OperatorInput("float32", (6, 16), 0.5, 2.5, 0)
+BY_EXPONENT = [
+    # The fourth power of 45 is finite, and more than float16 can hold.
+    ([FIFTH, number(4)], obs.Value.POSITIVE_INFINITY, LikelyKind.PRECISION),
+    ([FIFTH, number(4.0)], obs.Value.NAN, LikelyKind.PRECISION),
+    ([FIFTH, number(2)], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+    ([FIFTH, number(40)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    ([WIDE, number(40)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    ([WIDE, number(4)], obs.Value.NAN, LikelyKind.UNKNOWN),
+    ([replace(POSITIVE, min=1e-30), number(-2)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+    # Zero has no power below 0, and what is negative has whole ones only.
+    ([WIDE, number(-1)], obs.Value.POSITIVE_INFINITY, LikelyKind.DOMAIN),
+    ([replace(WIDE, min=0.0), number(-0.5)], obs.Value.POSITIVE_INFINITY, LikelyKind.DOMAIN),
+    ([replace(WIDE, min=0.0), number(0.5)], obs.Value.POSITIVE_INFINITY, LikelyKind.UNKNOWN),
+    ([WIDE, number(0.5)], obs.Value.NAN, LikelyKind.DOMAIN),
+    ([WIDE, ANY], obs.Value.NAN, LikelyKind.DOMAIN),
+    ([POSITIVE, ANY], obs.Value.NAN, LikelyKind.UNKNOWN),
+    ([number(2.0), replace(ANY, max=200.0)], obs.Value.POSITIVE_INFINITY, LikelyKind.SATURATION),
+]
+BY_RANGE += [("aten.pow.Tensor_Scalar", *row) for row in BY_EXPONENT]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "top", "because"),
+    [
+        (
+            "exp",
+            "float16",
+            14.2,
+            "precision: aten.exp.default of 14.2 is more than float16 can hold, which ends",
+        ),
+        ("exp", "float16", 99.0, "saturation: aten.exp.default of 99 is more than float16 can hold. Bound"),
+        ("exp2", "float16", 99.0, "precision: aten.exp2.default of 99 is more than float16 can hold, which"),
+        ("exp", "float32", 99.0, "saturation: aten.exp.default of 99 is more than float32 can hold. Bound"),
+        ("cosh", "float16", 3.0, "precision: aten.cosh.default of -20 is more than float16 can hold, which"),
+    ],
+)
+def test_an_exponential_goes_by_the_dtype_of_what_it_was_given(name, dtype, top, because):
+    given = obs.OperatorInput(dtype, (6, 16), -20.0, top, 0)
+    found = autopsy(
+        1, 5, obs.Replay.REPRODUCED, operator=f"aten.{name}.default", inputs=(given,), value=obs.Value.NAN
+    )
+    # The gradient's dtype is another one.
+    assert f"Likely {because}" in text(bad_on(1, found))
+
+
 @pytest.mark.parametrize(("name", "inputs", "value", "kind"), BY_RANGE)
 def test_what_the_range_of_the_input_makes_likely(name, inputs, value, kind):
     found = replace(
@@ -145,8 +197,9 @@ COURSES = [
     (CALM, [1e30] * 4, HYPER),
     (CALM, [0.1, 0.1, 2e3, 2e3], HYPER),
     (CALM, [0.1, 0.1, 1.0, 1.0], HYPER),
-    # The update of the bad step comes after it.
-    (CALM, [0.1, 0.1, 0.1, 2e3], UNKNOWN),
+    # The rate that comes with a round is that of the update before it: this one made the round bad.
+    (CALM, [0.1, 0.1, 0.1, 2e3], HYPER),
+    (CALM, [1e-3, 1e-3, 1e-3, 0.5], HYPER),
     # A loss that was near nothing has not exploded.
     ([1e-9, 1e-4, 1e-2, 0.5], None, UNKNOWN),
     ([2.0, 1.0, 0.5, math.inf], None, UNKNOWN),
@@ -170,6 +223,44 @@ def test_a_run_that_explodes(losses, rates, kind, world_size):
 def test_one_rank_of_several_does_not_explode_by_the_learning_rate():
     told = on_one(nonfinite(5, phase=Phase.BACKWARD), replace(course(CALM, [1e30] * 4), round=5))
     assert told.incident.verdict.likely[0].kind is LikelyKind.UNKNOWN
+
+
+# The gradients and learning rates of the first of two ranks until it was bad, and what is likely: a rate
+# that cannot be meant says nothing where it has long been so and nothing has changed.
+RATES_OF_ONE = [
+    ([1.07, 6.6, 2e5, 9e28, math.nan], [0.03, 0.9, 27.0, 810.0, 24300.0], HYPER),
+    ([1.0, 1.0, 1.0, 1.0, math.nan], [0.1, 0.1, 0.1, 0.1, 3e20], HYPER),
+    ([1.0, 1.0, 3e4, 9e5, math.nan], [3e3] * 5, HYPER),
+    ([1.0, 1.0, 1.0, 1.0, math.nan], [3e3] * 5, UNKNOWN),
+    ([1.0, 1.0, 1.0, 1.0, math.nan], [0.1, 0.1, 0.1, 0.1, 2.0], UNKNOWN),
+]
+
+
+@pytest.mark.parametrize(("magnitudes", "rates", "kind"), RATES_OF_ONE)
+def test_a_rate_that_cannot_be_meant_is_named_where_one_rank_was_bad_first(magnitudes, rates, kind):
+    told = on_one(nonfinite(5, phase=Phase.BACKWARD), flight(5, magnitudes, rates))
+    assert told.incident.verdict.likely[0].kind is kind
+
+
+def test_bad_data_comes_before_a_rate_that_cannot_be_meant():
+    told = on_one(nonfinite(5, phase=Phase.INPUT), flight(5, [1.0] * 5, [0.1] * 4 + [3e20]))
+    assert [guess.kind for guess in told.incident.verdict.likely] == [LikelyKind.BAD_DATA]
+
+
+@pytest.mark.parametrize("by_rank", [0, 1])
+def test_no_single_process_is_suspected_where_all_ranks_share_the_place(by_rank):
+    told = Told().hellos(2)
+    for rank in range(2):
+        bad = [nonfinite(20, phase=Phase.FORWARD, model_step=20), flight(20, [1.0] * 5)]
+        if rank == by_rank:
+            bad.append(autopsy(0, 20, obs.Replay.REPRODUCED, operator="aten.addmm.default", inputs=()))
+        told.tell(*told_of(rank, 20, *bad))
+    assert told.incident.verdict.tie
+    assert "that process" not in text(told)
+    assert "that batch" not in text(told)
+    assert "All ranks went bad in the same round, and replayed it went bad again. Look at what they" in text(
+        told
+    )
 
 
 NORM = [obs.OperatorInput("float32", (4, 8), -2.0, 2.0, 0), obs.OperatorInput("float32", (8,), 1.0, 1.0, 0)]

@@ -101,6 +101,14 @@ def test_a_bad_loss_with_finite_gradients_is_a_warning_and_no_incident():
     ]
 
 
+def test_no_warning_says_that_gradients_were_finite_in_a_round_in_which_they_were_bad():
+    told = on_one(nonfinite(5, phase=Phase.INPUT))
+    told.tell(batch("r0", 2, bad_loss(5), bad_loss(30)))
+    assert document.job(told.state, "j").warnings == [
+        "Rank 0: the loss was NaN at step 30 with finite gradients, before and after the reduction.",
+    ]
+
+
 def test_a_stretch_of_bad_losses_is_one_warning():
     told = Told().hellos(2)
     for rank in range(2):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from gradwatch.collector.model import UnknownReason
+from gradwatch.collector.model import Operator, UnknownReason
 from gradwatch.collector.observations import Phase, Value
 from gradwatch.collector.sentences import explain
 from gradwatch.collector.sightings import sighting_of
@@ -62,6 +64,56 @@ def test_what_is_not_known_is_not_said():
     assert sentence == (
         "Rank 2 on node n2 was first: the gradient of a.weight turned non-finite at step 5 (round 5)."
     )
+
+
+DIVIDED = Operator("aten.div.Tensor", Phase.FORWARD, None, None, "train.py:9", None, (), None, ())
+LOGARITHM = replace(DIVIDED, name="aten.log.default", source="train.py:12")
+BATCH = "the batch that it was given was not finite: bad data."
+MADE = "its batch and its weights were finite; aten.{} made it in the forward pass, called from train.py:{}."
+DIV, LOG = MADE.format("div.Tensor", 9), MADE.format("log.default", 12)
+
+
+def began(rank: int, phase: Phase | None, operator: Operator | None = None):
+    return replace(sighting_of(hello(rank, 32), nonfinite(5, phase=phase)), operator=operator)
+
+
+# What it was on each rank, the first one's first, and what is said of the others.
+OTHERS = [
+    ([(1, Phase.INPUT, None), (3, Phase.FORWARD, DIVIDED)], [f"On rank 3, {DIV}"]),
+    ([(1, Phase.FORWARD, DIVIDED), (3, Phase.INPUT, None)], [f"On rank 3, {BATCH}"]),
+    ([(1, Phase.FORWARD, DIVIDED), (3, Phase.FORWARD, LOGARITHM)], [f"On rank 3, {LOG}"]),
+    (
+        [(1, Phase.INPUT, None), (3, Phase.FORWARD, DIVIDED), (4, Phase.FORWARD, DIVIDED)],
+        [f"On ranks 3 and 4, {DIV}"],
+    ),
+    # The same one, or one that is not known.
+    ([(1, Phase.FORWARD, DIVIDED), (3, Phase.FORWARD, DIVIDED)], []),
+    ([(1, Phase.FORWARD, None), (3, Phase.FORWARD, DIVIDED)], []),
+    ([(1, Phase.INPUT, None), (3, None, None)], []),
+    (
+        [
+            (1, Phase.INPUT, None),
+            (2, Phase.FORWARD, DIVIDED),
+            (3, Phase.FORWARD, LOGARITHM),
+            (4, Phase.FORWARD, None),
+            (5, Phase.LOSS, None),
+            (6, Phase.BACKWARD, None),
+        ],
+        [
+            f"On rank 2, {DIV}",
+            f"On rank 3, {LOG}",
+            "On rank 4, its batch and its weights were finite, and what its forward pass gave was not.",
+            "2 more causes are known on other ranks.",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("ranks", "says"), OTHERS)
+def test_another_cause_on_another_rank_is_told(ranks, says):
+    origins = [began(*one) for one in ranks]
+    sentences = explain(origins, tie=False, clean=[], unknown={}, contaminated=[])
+    assert [one for one in sentences if one.startswith("On rank") or "more cause" in one] == says
 
 
 def test_nobody_is_first_in_a_tie():

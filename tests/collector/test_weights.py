@@ -83,7 +83,7 @@ def test_how_many_weights_are_bad_is_a_sentence():
     assert "NaN on all ranks, and 2 more weights were bad." in text(
         on_all(2, 3, bad_weights(3, UpdateEvidence.STATE, *names)).incident
     )
-    assert "(round 3), and 1 more weight was bad." in text(
+    assert "before the update of step 3, and 1 more weight was bad." in text(
         on_all(2, 3, bad_weights(3, None, *names[:2])).incident
     )
 
@@ -137,7 +137,9 @@ def test_weights_that_were_found_bad_are_no_updates_fault():
     told = on_all(2, 9, bad_weights(8, None, "emb.weight", step=9, finite_step=4), after(9, "emb.weight"))
     incident = told.incident
     assert (incident.verdict.cause, incident.verdict.first.phase) == (Cause.PARAMETER, Phase.PARAMETER)
-    assert "They were last known finite at step 4." in text(incident)
+    # The round in which they were found is the one before.
+    assert "was NaN on all ranks before the update of step 9." in text(incident)
+    assert "It was last known finite at step 4." in text(incident)
     assert document.incident(incident).first.gradient == "head.bias"
 
 

@@ -27,25 +27,27 @@ def incident(
     if json:
         output.print_json(document)
         return
-    typer.echo(f"Incident {document['id']} of job {document['job']}: {_condition(document)}")
-    typer.echo("")
+    output.print_line(f"Incident {document['id']} of job {document['job']}: {_condition(document)}")
+    output.print_line("")
     if document.get("title"):
-        typer.echo(f"  {document['title']}")
-        typer.echo("")
+        output.print_line(f"  {document['title']}")
+        output.print_line("")
     for sentence in document["verdict"]:
-        typer.echo(f"  {sentence}")
+        output.print_line(f"  {sentence}")
     if document["origins"]:
-        typer.echo("")
+        output.print_line("")
         output.print_table(_COLUMNS, [_row(origin) for origin in document["origins"]])
     for missing in ((document["first"] or {}).get("replay") or {}).get("missing", []):
-        typer.echo("")
-        typer.echo(f"  Of the replay: {missing}.")
+        output.print_line("")
+        output.print_line(f"  Of the replay: {missing}.")
     for decision in document["decisions"]:
-        typer.echo("")
-        typer.echo(f"  Decided: {decision['action']} ({decision['outcome']}), since {decision['reason']}.")
-        typer.echo(f"  Effect: {decision['effect']}.")
+        output.print_line("")
+        output.print_line(
+            f"  Decided: {decision['action']} ({decision['outcome']}), since {decision['reason']}."
+        )
+        output.print_line(f"  Effect: {decision['effect']}.")
         if decision["concluded"]:
-            typer.echo(f"  Came of it: {decision['concluded']}.")
+            output.print_line(f"  Came of it: {decision['concluded']}.")
 
 
 _COLUMNS = ["rank", "node", "step", "round", "phase", "parameter", "value", "count", "position"]

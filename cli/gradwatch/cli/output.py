@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gradwatch.cli.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -22,6 +24,11 @@ def print_json_lines(documents: Iterable[Any]) -> None:
         typer.echo(json.dumps(document))
 
 
+def print_line(text: str) -> None:
+    """Print a line for a person."""
+    typer.echo(printable(text))
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table for a person; what is not known shows as a dash."""
     from rich.console import Console
@@ -32,7 +39,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("-" if cell is None else printable(str(cell))) for cell in row))
     console = Console()
     if not console.is_terminal:
         # A pipe has no width; wrapping would cut what grep looks for.

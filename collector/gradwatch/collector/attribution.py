@@ -22,7 +22,7 @@ from gradwatch.collector.likely import Case, likely
 from gradwatch.collector.model import Cause, Kind, UnknownReason, Verdict, WhichModel
 from gradwatch.collector.observations import Phase
 from gradwatch.collector.replays import judge, operator_of, own, recurrence
-from gradwatch.collector.words import is_part
+from gradwatch.collector.words import STEPS, is_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,8 +40,6 @@ _CAUSE_OF_PHASE = {
     Phase.LOSS: Cause.LOSS,
     Phase.BACKWARD: Cause.BACKWARD,
 }
-# Of rounds in which it was bad again.
-_AGAIN = 16
 
 
 def standing(rank: RankState, round_: int) -> UnknownReason | None:
@@ -219,7 +217,7 @@ def _again(evidence: Evidence, first: Sighting) -> tuple[Own, ...]:
         itself = one.given or (one.root == first.root and one.model_step != first.model_step)
         if one.rank == first.rank and one.round > first.round and itself:
             rounds.setdefault(one.round, one)
-    return tuple(rounds.values())[:_AGAIN]
+    return tuple(rounds.values())[: STEPS + 1]
 
 
 def _of_reduction(evidence: Evidence, clean: Sequence[int], unknown: Mapping[int, UnknownReason]) -> Verdict:

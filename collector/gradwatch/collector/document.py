@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradwatch.collector import schema
 from gradwatch.collector.books import NO_BOOKS, Books
 from gradwatch.collector.early_warnings import warn_of_growth, warn_of_loss
-from gradwatch.collector.evidence import first_step
+from gradwatch.collector.evidence import first_step, had_bad_gradients
 from gradwatch.collector.model import RankCondition, RankState, Status, faults_of
 from gradwatch.collector.observations import DropReason
 from gradwatch.collector.runs import is_over
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from gradwatch.collector.model import Incident, JobState, Journal, Launch, Sighting, State
-    from gradwatch.collector.observations import BadWeight
+    from gradwatch.collector.observations import BadLoss, BadWeight
 
 
 def jobs(state: State, books: Books = NO_BOOKS) -> list[schema.JobDocument]:
@@ -303,7 +303,11 @@ def _bad_weight(weight: BadWeight) -> schema.BadWeightDocument:
 def _with_warnings(document: dict[str, Any], state: State, known: JobState) -> dict[str, Any]:
     told = [
         *(warn_of_growth(rank, warning) for rank, warning in known.warnings),
-        *(warn_of_loss(rank, warning) for rank, warning in known.bad_losses),
+        *(
+            warn_of_loss(rank, warning)
+            for rank, warning in known.bad_losses
+            if not _is_of_incident(state, known, warning)
+        ),
     ]
     resume = _resume(state, known)
     if resume is not None and resume.honoured is False:
@@ -311,6 +315,18 @@ def _with_warnings(document: dict[str, Any], state: State, known: JobState) -> d
             f"the job was told to resume from {resume.path} and has not opened it: it started from scratch"
         )
     return {**document, "warnings": [*document["warnings"], *told]}
+
+
+def _is_of_incident(state: State, known: JobState, warning: BadLoss) -> bool:
+    """Whether gradients were bad in the round of a bad loss after all, on another rank or reduced."""
+    attempts = (state.attempts[attempt] for attempt in known.attempts)
+    return any(
+        had_bad_gradients(state.incidents[id_].evidence, warning.round)
+        for attempt in attempts
+        # Rounds begin anew with each attempt.
+        if any(first <= warning.step <= last for first, last in attempt.bad_losses)
+        for id_ in attempt.incidents
+    )
 
 
 def _resume(state: State, known: JobState) -> schema.ResumeDocument | None:

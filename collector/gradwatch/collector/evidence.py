@@ -108,6 +108,14 @@ def is_of_weights(evidence: Evidence) -> bool:
     )
 
 
+def had_bad_gradients(evidence: Evidence, round_: int) -> bool:
+    """Whether gradients of some rank, or what they were reduced to, were bad in a round or around it."""
+    if not evidence.first_round <= round_ <= evidence.last_round:
+        return False
+    seen = (*evidence.earliest.values(), *evidence.later.values())
+    return evidence.reduced is not None or any(one.kind is Kind.GRADIENT for one in seen)
+
+
 def is_explained(sighting: Sighting) -> bool:
     """Whether bad weights explain it, if they were seen before it or in its round."""
     return sighting.kind is Kind.GRADIENT and sighting.phase is Phase.PARAMETER

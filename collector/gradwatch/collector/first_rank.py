@@ -11,7 +11,7 @@ from gradwatch.collector.words import VALUES, is_part, listed, number, since_whe
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gradwatch.collector.model import Sighting
+    from gradwatch.collector.model import Operator, Sighting
     from gradwatch.collector.observations import OperatorInput
 
 _PHASES = {
@@ -48,27 +48,47 @@ def what_it_was(first: Sighting) -> tuple[str, ...]:
     operator = first.operator
     if operator is None or operator.name is None:
         return (*_of_phase(first), *_of_loss(first), *_why_unnamed(first))
-    where = f" in {operator.module}" if operator.module else ""
-    line = "" if operator.source is None else f", called from {operator.source}"
-    code = "" if operator.code is None else f" ({operator.code:.80})"
+    made = _made_by(first, operator)
+    if first.phase in _BAD_BEFORE:
+        return (made, *(since_when(first) if first.phase is Phase.PARAMETER else ()))
     ranges = [_range_of(one) for one in operator.inputs if not one.is_number]
     ranges = [one for one in ranges if one]
     inputs = f" It was given {listed(ranges)}." if ranges else ""
+    return (f"{made}{inputs}", *_of_loss(first))
+
+
+def _made_by(first: Sighting, operator: Operator) -> str:
+    """In which operator it began, or which one spread it."""
+    where = f" in {operator.module}" if operator.module else ""
+    line = "" if operator.source is None else f", called from {operator.source}"
+    code = "" if operator.code is None else f" ({operator.code:.80})"
     which = _PASSES.get(operator.phase, "the forward pass")
     if operator.phase is Phase.BACKWARD and _is_unwrapped(first):
         which = "the backward pass, which here includes the loss function"
     spread = f", and spread by {operator.name}{where} in {which}{line}{code}."
     if first.phase is Phase.INPUT:
-        return (f"{_entered(first, 'which is')}{spread}",)
+        return f"{_entered(first, 'which is')}{spread}"
     if first.phase is Phase.PARAMETER:
-        return (f"{_PHASES[first.phase].rstrip('.')}{spread}", *since_when(first))
+        return f"{_PHASES[first.phase].rstrip('.')}{spread}"
     before = "" if first.phase is None or _is_unwrapped(first) else _FINITE_BEFORE[first.phase]
     if first.phase is Phase.FORWARD and is_part(first):
         before = f"{_ENTERED_FINITE[:-2]}; "
-    return (
-        f"{before}{operator.name}{where} made it in {which}{line}{code}.{inputs}",
-        *_of_loss(first),
-    )
+    return f"{before}{operator.name}{where} made it in {which}{line}{code}."
+
+
+def own_cause(origin: Sighting) -> str | None:
+    """What kind of fault it was, as the rest of a sentence on its rank; None when that is not known."""
+    operator = origin.operator
+    if origin.phase is None or (origin.phase is Phase.INPUT and is_part(origin)):
+        return None
+    if operator is None or operator.name is None:
+        entered = f"{_entered(origin)}." if origin.phase is Phase.INPUT else _PHASES[origin.phase]
+        told = _BACKWARD_WITH_LOSS if _is_unwrapped(origin) else entered
+    else:
+        told = _made_by(origin, operator)
+    # An operator's name stays as it is.
+    starts = told.startswith(("The ", "It", "What "))
+    return f"{told[:1].lower()}{told[1:]}" if starts else told
 
 
 def _range_of(one: OperatorInput) -> str:

@@ -23,6 +23,7 @@ from gradwatch.collector.operators import (
     bare_name,
     holds,
 )
+from gradwatch.collector.overflow import HALF, Power, dtype_of, fits_float32, power_of, top_of
 from gradwatch.collector.words import is_part, number
 
 if TYPE_CHECKING:
@@ -83,13 +84,15 @@ class Case:
 
 def likely(case: Case) -> tuple[Guess, ...]:
     """The guesses that there is evidence for, the likeliest first; one that says so if there is none."""
-    guesses = [guess for rule in _RULES if (guess := rule(case)) is not None]
-    kinds = {guess.kind for guess in guesses}
-    if kinds & _EXPLAINED:
+    found = {rule: guess for rule in _RULES if (guess := rule(case)) is not None}
+    guesses = list(found.values())
+    if _EXPLAINS & found.keys():
         # What the data or an operator explains is no device's, nor the first weights'.
         guesses = [guess for guess in guesses if guess.kind not in _UNEXPLAINED]
     unique = {guess.kind: guess for guess in reversed(guesses)}
-    return tuple(guess for guess in guesses if unique[guess.kind] is guess) or (_unknown(case),)
+    return tuple(guess for guess in guesses if unique[guess.kind] is guess) or (
+        _perhaps_domain(case) or _unknown(case),
+    )
 
 
 def _data(case: Case) -> Guess | None:
@@ -146,15 +149,9 @@ def _explosion(case: Case) -> Guess | None:
     """A learning rate that cannot be meant, or a loss next to the end of the range."""
     if not case.everywhere:
         return None
-    rates = [] if case.flight is None else _rates(case.flight)
-    if case.first.update is not None and case.first.update.learning_rate is not None:
-        rates.append(case.first.update.learning_rate)
+    rates = _rates(case)
     if rates and rates[-1] >= _NO_RATE:
-        return Guess(
-            LikelyKind.HYPERPARAMETERS,
-            f"the learning rate had come to {rates[-1]:.3g}",
-            "Lower the learning rate, or look at the schedule that made it so large.",
-        )
+        return _no_rate(rates[-1])
     losses = [] if case.flight is None else _losses(case.flight)
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite or abs(finite[-1]) < _HUGE_LOSS:
@@ -220,6 +217,18 @@ def _domain(case: Case) -> Guess | None:
     name = name.removesuffix("_backward")
     if operator is None or not (name in DOMAIN or _is_at_zero(operator, name)):
         return None
+    return _at_edge(operator)
+
+
+def _perhaps_domain(case: Case) -> Guess | None:
+    """A power whose exponent is not known."""
+    operator, name = _operator(case)
+    if operator is None or name != "pow" or power_of(operator) is not Power.MAYBE_EDGE:
+        return None
+    return _at_edge(operator)
+
+
+def _at_edge(operator: Operator) -> Guess:
     return Guess(
         LikelyKind.DOMAIN,
         f"what {operator.name} was given is at the edge of what it is defined for",
@@ -229,14 +238,37 @@ def _domain(case: Case) -> Guess | None:
 
 def _is_at_zero(operator: Operator, name: str) -> bool:
     """Whether zero is within the range of the input that must not be zero."""
+    if name == "pow":
+        return power_of(operator) is Power.EDGE
     place = EDGE_AT_ZERO.get(name)
     if place is None or place >= len(operator.inputs):
         return False
-    one = operator.inputs[place]
-    if one.min is None or one.max is None:
-        return False
-    # A power of what is negative is a number for whole exponents only, and those give no NaN.
-    return holds(one, 0.0) or (name == "pow" and one.min < 0 and operator.value is Value.NAN)
+    return holds(operator.inputs[place], 0.0)
+
+
+def _power(case: Case) -> Guess | None:
+    """A power of finite numbers that its dtype cannot hold."""
+    operator, name = _operator(case)
+    if operator is None or name != "pow" or power_of(operator) is not Power.OVERFLOW:
+        return None
+    what = f"what {operator.name} gives of finite numbers"
+    return _too_large(operator, name, what)
+
+
+def _too_large(operator: Operator, name: str, what: str) -> Guess:
+    """Of finite numbers, more than their dtype can hold: it is the dtype's fault if float32 holds it."""
+    dtype = dtype_of(operator)
+    if dtype == HALF and fits_float32(operator, name):
+        return Guess(
+            LikelyKind.PRECISION,
+            f"{what} is more than {HALF} can hold, which ends at 65504",
+            "Compute it in fp32 or bf16.",
+        )
+    return Guess(
+        LikelyKind.SATURATION,
+        f"{what} is more than {dtype or 'its dtype'} can hold",
+        "Bound its input, or use the form that works on logarithms.",
+    )
 
 
 def _saturation(case: Case) -> Guess | None:
@@ -261,19 +293,32 @@ def _saturation(case: Case) -> Guess | None:
         )
         return Guess(LikelyKind.SATURATION, f"{operator.name} {why}", remedy)
     if name in EXPONENTIAL:
-        top = max((one.max for one in tensors if one.max is not None), default=None)
+        top = top_of(operator, name)
         got = "" if top is None else f" of {top:.3g}"
-        return Guess(
-            LikelyKind.SATURATION,
-            f"{operator.name}{got} is more than {case.first.dtype or 'its dtype'} can hold",
-            "Bound its input, or use the form that works on logarithms.",
-        )
+        return _too_large(operator, name, f"{operator.name}{got}")
     return None
 
 
+def _no_rate(rate: float) -> Guess:
+    return Guess(
+        LikelyKind.HYPERPARAMETERS,
+        f"the learning rate had come to {rate:.3g}",
+        "Lower the learning rate, or look at the schedule that made it so large.",
+    )
+
+
+def _rate_of_all(case: Case) -> Guess | None:
+    """A learning rate that cannot be meant, where one rank was bad before the others."""
+    rates = _rates(case)
+    if case.everywhere or case.cause in _BEFORE or not rates or rates[-1] < _NO_RATE:
+        return None
+    # Where nothing changes at such a rate, it is not what made one rank bad.
+    rose = rates[-1] >= min(rates) * _RAISED_FAR
+    return _no_rate(rates[-1]) if rose or _growth(case) is not None else None
+
+
 def _hyperparameters(case: Case) -> Guess | None:
-    steps = _finite_steps(case)
-    rates = [step.learning_rate for step in steps if step.learning_rate is not None]
+    rates = _rates(case)
     if not case.everywhere or len(rates) < 2:  # noqa: PLR2004 - a change needs two
         return None
     lowest, raised = min(rates), _RAISED if case.all_at_once else _RAISED_FAR
@@ -367,6 +412,8 @@ _RULES = (
     _explosion,
     _domain,
     _saturation,
+    _power,
+    _rate_of_all,
     _hyperparameters,
     _short_of_range,
     _precision,
@@ -377,11 +424,20 @@ _RULES = (
 _ARISEN = {None, Cause.FORWARD, Cause.LOSS, Cause.BACKWARD}
 # It was there before any operator ran: an operator only spread it.
 _BEFORE = {Cause.INPUT, Cause.PARAMETER, Cause.UPDATE}
-_EXPLAINED = {LikelyKind.BAD_DATA, LikelyKind.DOMAIN, LikelyKind.SATURATION}
+_MADE_AGAIN = {Judgement.DETERMINISTIC, Judgement.REPEATED_THERE, Judgement.ONLY_THERE}
+_EXPLAINS = {_data, _domain, _saturation, _power}
 _UNEXPLAINED = {LikelyKind.DEVICE, LikelyKind.INITIALISATION}
 
 
 def _unknown(case: Case) -> Guess:
+    shared = case.tie or case.all_at_once
+    if shared and case.judgement in _MADE_AGAIN:
+        who = "all ranks" if case.all_at_once else "several ranks"
+        return Guess(
+            LikelyKind.UNKNOWN,
+            f"{who} went bad in the same round, and replayed it went bad again",
+            "Look at what they share, such as the learning rate, the weights and the code.",
+        )
     if case.judgement is Judgement.DETERMINISTIC:
         return Guess(
             LikelyKind.UNKNOWN,
@@ -395,7 +451,7 @@ def _unknown(case: Case) -> Guess:
             "so what differs in that process cannot be excluded",
             "Run that batch through the model by itself, elsewhere.",
         )
-    if case.judgement is Judgement.ONLY_THERE and not case.tie:
+    if case.judgement is Judgement.ONLY_THERE:
         return Guess(
             LikelyKind.UNKNOWN,
             "replayed, it went bad again only on that rank: its hardware, or what differs in that process",
@@ -412,10 +468,16 @@ def _operator(case: Case) -> tuple[Operator | None, str]:
     return operator, bare_name(operator)
 
 
-def _rates(flight: Flight) -> list[float]:
-    """The learning rates of the updates before the bad round."""
-    before = [step for step in flight.steps if step.round < flight.round]
-    return [step.learning_rate for step in before if step.learning_rate is not None]
+def _rates(case: Case) -> list[float]:
+    """The learning rates of the updates before the bad round, and of the one that made weights bad.
+
+    With a round the recorder keeps the rate of the update before it: that of the bad round made it.
+    """
+    steps = () if case.flight is None else case.flight.steps
+    rates = [step.learning_rate for step in steps if step.learning_rate is not None]
+    if case.first.update is not None and case.first.update.learning_rate is not None:
+        rates.append(case.first.update.learning_rate)
+    return rates
 
 
 def _losses(flight: Flight) -> list[float]:

@@ -14,11 +14,11 @@ OF_POSITIVE = {"log", "log2", "log10", "sqrt", "rsqrt"}
 DOMAIN = OF_POSITIVE | {"log1p", "logit", "reciprocal", "acos", "acosh", "asin", "atanh", "erfinv"}
 DIVIDES = {"div", "true_divide", "divide"}
 _NORMS = {"norm", "linalg_vector_norm"}
-# These overflow as well. By name, the input that has its edge at zero: the divisor, or the base. Backward
+# These overflow as well. By name, the input that has its edge at zero, such as the divisor. Backward
 # passes divide: that of sqrt by the root, that of log and of norms by their input.
 EDGE_AT_ZERO = {
     **dict.fromkeys(DIVIDES | {"remainder", "fmod", "xlogy"}, 1),
-    **dict.fromkeys(_NORMS | {"pow", "hypot", "atan2", "lgamma", "digamma"}, 0),
+    **dict.fromkeys(_NORMS | {"hypot", "atan2", "lgamma", "digamma"}, 0),
 }
 # Of which a title says that they were given the number at their edge.
 EDGES = OF_POSITIVE | _NORMS | {"reciprocal"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gradwatch.collector.evidence import first_step
 from gradwatch.collector.model import Kind, LikelyKind
 from gradwatch.collector.observations import UpdateEvidence, Value
+from gradwatch.collector.overflow import HALF, LARGEST
 from gradwatch.collector.words import (
     VALUES,
     likely_cause,
@@ -36,6 +37,9 @@ _EVIDENCE = {
     UpdateEvidence.LEARNING_RATE: "The learning rate was {rate}: look at the schedule that gave it.",
 }
 
+_INFINITIES = {Value.POSITIVE_INFINITY, Value.NEGATIVE_INFINITY}
+_REDUCE_WIDER = "Reduce in fp32, or with smaller values."
+_HOOKS = "Look at what works on gradients while they are reduced, such as a communication hook."
 # Of an update that was given bad gradients: whether the weights are bad since.
 _AFTER = {
     True: "Afterwards the weights were not finite.",
@@ -81,7 +85,7 @@ def explain_reduction(
     which = "" if parameter is None else f": {parameter} is the first"
     return (
         f"Every rank's own gradients were finite {when}, and their reduction was not{which}.",
-        *_how_reduced(None if reduced is None else reduced.value),
+        *_how_reduced(reduced),
         *own,
     )
 
@@ -240,7 +244,8 @@ def _of_weights(first: Sighting, where: str) -> tuple[str, ...]:
         )
         if not first.bad_weights:
             found = f"Weights{model} were not finite{where} before the update of step {first.step}"
-        return (f"{found} (round {first.round}){others}.", *since_when(first))
+        # The round in which they were found is the one before that step's.
+        return (f"{found}{others}.", *since_when(first))
     made = (
         f"The update of step {first.step} (round {first.round}) by {_with_settings(update)} made "
         f"{what}{model} {value}{where}{others}."
@@ -282,15 +287,23 @@ def _where(first: Sighting, ranks: Sequence[int], others: Sequence[int]) -> str:
     return f" on {named(ranks, lower=True)}"
 
 
-def _how_reduced(value: Value | None) -> tuple[str, ...]:
-    """How a sum of finite gradients came to be bad."""
-    if value in {Value.POSITIVE_INFINITY, Value.NEGATIVE_INFINITY}:
-        return (
-            "So no rank made it: their sum was more than the dtype can hold.",
-            "Reduce in fp32, or with smaller values.",
+def _how_reduced(reduced: Sighting | None) -> tuple[str, ...]:
+    """How a sum of finite gradients came to be bad. The dtype in which they were reduced is not known."""
+    value = None if reduced is None else reduced.value
+    if reduced is not None and value in _INFINITIES:
+        largest = None if reduced.dtype is None else LARGEST.get(reduced.dtype)
+        sum_ = "An infinite sum of finite values is more than the dtype can hold in which it was reduced"
+        if largest is None:
+            return (f"{sum_}.", f"{_REDUCE_WIDER} {_HOOKS}")
+        if reduced.dtype == HALF:
+            return (f"{sum_}; the gradient's is float16, which ends at 65504.", _REDUCE_WIDER)
+        dtypes = (
+            f"the gradient's is {reduced.dtype}, which ends at {largest:.3g}, or a shorter one into which a "
+            "communication hook, compression or the transport had put it"
         )
+        return (f"{sum_}: {dtypes}.", _HOOKS)
     came = "not finite" if value is None else VALUES[value]
     return (
         f"So no rank's own gradients made it, and how their sum came to be {came} is not known.",
-        "Look at what works on gradients while they are reduced, such as a communication hook.",
+        _HOOKS,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradwatch.collector.evidence import first_step
-from gradwatch.collector.first_rank import what_it_was
+from gradwatch.collector.first_rank import own_cause, what_it_was
 from gradwatch.collector.model import LikelyKind
 from gradwatch.collector.observations import Phase
 from gradwatch.collector.words import (
@@ -38,6 +38,8 @@ _ALL_AT_ONCE = (
 _ITS_BATCH = "The ranks share weights and code, and not the batch: look at its batch."
 # Doubts and steps that are told.
 _TOLD_DOUBTS = 6
+# Causes of other ranks that are told.
+_TOLD_CAUSES = 3
 
 
 def explain(
@@ -101,6 +103,7 @@ def explain(
             )
     if spread:
         sentences.append(f"{'; '.join(spread)}.")
+    sentences += _other_causes(origins)
     sentences += of_unknown(unknown)
     told = [guess for guess in guesses if guess.kind is not LikelyKind.UNKNOWN or guess.remedy]
     if told:
@@ -157,6 +160,33 @@ def tell_skips(evidence: Evidence) -> tuple[str, ...]:
         which = which if several else f"update of step {skips.last_step}"
         return (f"The guard skipped the {which}; of those after it that is not known yet.",)
     return (f"The guard skipped the {which}, so no weight was touched.",)
+
+
+def _other_causes(origins: Sequence[Sighting]) -> tuple[str, ...]:
+    """What it was on those ranks of which another cause is known than of the first."""
+    first = origins[0]
+    by_cause: dict[str, list[int]] = {}
+    for one in origins[1:]:
+        cause = own_cause(one) if _has_other_cause(one, first) else None
+        if cause is not None:
+            by_cause.setdefault(cause, []).append(one.rank)
+    told = [f"On {named(sorted(ranks), lower=True)}, {cause}" for cause, ranks in by_cause.items()]
+    more = len(told) - _TOLD_CAUSES
+    if more > 0:
+        told[_TOLD_CAUSES:] = [f"{more} more cause{' is' if more == 1 else 's are'} known on other ranks."]
+    return tuple(told)
+
+
+def _has_other_cause(one: Sighting, first: Sighting) -> bool:
+    """Whether it is known to have begun otherwise, or elsewhere, than on the first rank."""
+    if None in {one.phase, first.phase} or is_part(first):
+        return False
+    if one.phase is not first.phase:
+        return True
+    here, there = one.operator, first.operator
+    if here is None or there is None or None in {here.name, there.name}:
+        return False
+    return (here.name, here.source) != (there.name, there.source)
 
 
 def _where_to_look(origins: Sequence[Sighting], clean: Sequence[int]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from gradwatch.collector.draft import News, counted
 from gradwatch.collector.model import CloseReason, Move, Status, UnknownReason, cause_label
 from gradwatch.collector.roster import Roster, is_rolled_back
 from gradwatch.collector.runs import is_over
+from gradwatch.collector.words import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # Replays may arrive before what they are of: another rank's journal has them.
 _REPLAYED = 16
 # Steps of earlier incidents that a verdict names.
-_BEFORE = 16
+_BEFORE = STEPS + 1
 
 
 def settle(draft: Draft, job_name: str) -> None:

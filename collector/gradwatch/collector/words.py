@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # More ranks than this are counted, not listed.
 _LISTED = 8
+# Steps that are listed; of more it is only said that there are.
+STEPS = 16
 VALUES = {
     Value.NAN: "NaN",
     Value.POSITIVE_INFINITY: "+Inf",
@@ -51,8 +53,9 @@ def named(ranks: Sequence[int], *, lower: bool = False) -> str:
 
 
 def step_list(steps: Sequence[int]) -> str:
-    """Such as `steps 13 and 21`."""
-    return f"step{'s' if len(steps) > 1 else ''} {listed([str(step) for step in steps])}"
+    """Such as `steps 13 and 21`; of many the first ones, and that there are more."""
+    more = ["more"] if len(steps) > STEPS else []
+    return f"step{'s' if len(steps) > 1 else ''} {listed([*map(str, steps[:STEPS]), *more])}"
 
 
 def were(ranks: Sequence[int]) -> str:
@@ -108,7 +111,8 @@ def since_when(first: Sighting) -> tuple[str, ...]:
         return ("They were so when the model was wrapped, before any update.",)
     if first.finite_step is None:
         return ()
-    return (f"They were last known finite at step {first.finite_step}.",)
+    one = bool(first.bad_weights) and first.bad_weights_total <= 1
+    return (f"{'It was' if one else 'They were'} last known finite at step {first.finite_step}.",)
 
 
 def likely_cause(guess: Guess) -> str:

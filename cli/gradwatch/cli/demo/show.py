@@ -116,7 +116,7 @@ def _print_verdict(outcome: Outcome) -> None:
         return
     typer.echo(f"Verdict, {incident['status']}:")
     for sentence in incident["verdict"]:
-        typer.echo(f"  {sentence}")
+        output.print_line(f"  {sentence}")
     first = incident["first"] or {}
     output.print_table(
         ["rank", "node", "step", "parameter", "value", "clean ranks"],

@@ -9,6 +9,7 @@ import time
 from collections import deque
 
 from gradwatch.cli.launcher.watch import Line, Weight
+from gradwatch.cli.printable import printable
 
 # A pipe that is ready takes so much at once, and in one piece: PIPE_BUF of pipe(7).
 _PIECE_BYTES = 4096
@@ -57,7 +58,7 @@ class Console:
             return
         mark = "WARNING: " if line.weight is Weight.WARNING else ""
         if len(self._unsaid) < _MAX_UNSAID:
-            self._unsaid.append(f"gradwatch: {mark}{line.text}\n".encode())
+            self._unsaid.append(f"gradwatch: {mark}{printable(line.text)}\n".encode())
         self.flush()
 
     def flush(self) -> None:

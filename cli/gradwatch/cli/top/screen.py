@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from gradwatch.cli.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,7 +50,7 @@ def screen(job: Document, picture: Document, width: int, height: int) -> Rendera
     room = max(4, height - _AROUND - 2 * len(incidents))
     return Group(
         _head(job),
-        *(Text(f"! {warning}", style="yellow") for warning in job["warnings"][-2:]),
+        *(Text(printable(f"! {warning}"), style="yellow") for warning in job["warnings"][-2:]),
         Text(),
         *incidents,
         Text(),
@@ -90,7 +92,9 @@ def _incidents(job: Document) -> list[Text]:
             f"{one['id']}  {one['status']}  {one['cause'] or 'cause unknown'}, step {_number(one['step'])}  "
         )
         head.stylize(style)
-        lines.append(head.append(one["verdict"][0] if one["verdict"] else "", style="not bold default"))
+        lines.append(
+            head.append(printable(one["verdict"][0]) if one["verdict"] else "", style="not bold default")
+        )
     older = len(known) - len(lines) + job["incidents_left_out"]
     if older > 0:
         lines.append(Text(f"and {older} older; gradwatch incidents --job {job['job']}", style="dim"))
