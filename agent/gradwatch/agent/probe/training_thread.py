@@ -72,42 +72,26 @@ class TrainingThread:
 
     def trains(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """What a thread does that trains: `call` in the thread that is followed, or will be; else nothing."""
+        return self._counted(call, self._joins)
+
+    def belongs(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What goes with a training: `call`, but not in another thread than the one that is followed."""
+        return self._counted(call, self._is_nobodys)
+
+    def within(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """`call`, in whatever thread, unless nothing is watched any more."""
+        return self._counted(call, lambda: True)
+
+    def _counted(self, call: Callable[..., Any], may: Callable[[], bool]) -> Callable[..., Any]:
+        """`call`, unless it is another thread's and that one may not, or nothing is watched any more."""
 
         def run(*args: Any) -> Any:
-            if self._ident != get_ident() and not self._joins():
+            if self._ident != get_ident() and not may():
                 return None
             under_way = self._under_way
             under_way.append(None)
             try:
                 # Whoever switches it off waits for what is under way; so it is asked only now.
-                return None if self.off else call(*args)
-            finally:
-                under_way.pop()
-
-        return run
-
-    def belongs(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """What goes with a training: `call`, but not in another thread than the one that is followed."""
-
-        def run(*args: Any) -> Any:
-            if self._ident != get_ident() and self._is_anothers():
-                return None
-            under_way = self._under_way
-            under_way.append(None)
-            try:
-                return None if self.off else call(*args)
-            finally:
-                under_way.pop()
-
-        return run
-
-    def within(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, in whatever thread, unless nothing is watched any more."""
-
-        def run(*args: Any) -> Any:
-            under_way = self._under_way
-            under_way.append(None)
-            try:
                 return None if self.off else call(*args)
             finally:
                 under_way.pop()
@@ -144,8 +128,9 @@ class TrainingThread:
             self._clean_up()
         return False
 
-    def _is_anothers(self) -> bool:
-        return not in_backward() and self._is_alive()
+    def _is_nobodys(self) -> bool:
+        """Whether what this thread does is not that of another training."""
+        return in_backward() or not self._is_alive()
 
     def _follow(self) -> None:
         self._ident, self._thread = get_ident(), weakref.ref(threading.current_thread())
