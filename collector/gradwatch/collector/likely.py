@@ -23,7 +23,7 @@ from gradwatch.collector.operators import (
     bare_name,
     holds,
 )
-from gradwatch.collector.overflow import HALF, Power, dtype_of, fits_float32, power_of, top_of
+from gradwatch.collector.overflow import HALF, LARGEST, Power, dtype_of, fits_float32, power_of, top_of
 from gradwatch.collector.words import is_part, number
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _too_large(operator: Operator, name: str, what: str) -> Guess:
     if dtype == HALF and fits_float32(operator, name):
         return Guess(
             LikelyKind.PRECISION,
-            f"{what} is more than {HALF} can hold, which ends at 65504",
+            f"{what} is more than {HALF} can hold, which ends at {LARGEST[HALF]:.0f}",
             "Compute it in fp32 or bf16.",
         )
     return Guess(
@@ -351,18 +351,19 @@ def _short_of_range(case: Case) -> Guess | None:
     if operator is None or name not in SUMMING or operator.value is Value.NAN:
         return None
     tensors = [one for one in operator.inputs if not one.is_number]
-    if not tensors or any(one.nonfinite or one.dtype != "float16" for one in tensors):
+    if not tensors or any(one.nonfinite or one.dtype != HALF for one in tensors):
         return None
     return Guess(
         LikelyKind.PRECISION,
-        f"what {operator.name} gives of finite numbers is more than float16 can hold, which ends at 65504",
+        f"what {operator.name} gives of finite numbers is more than {HALF} can hold, "
+        f"which ends at {LARGEST[HALF]:.0f}",
         "Scale its inputs down before it, or compute it in fp32 or bf16.",
     )
 
 
 def _precision(case: Case) -> Guess | None:
     flight, steps = case.flight, _finite_steps(case)
-    if flight is None or not steps or flight.dtype not in {"float16", "bfloat16"}:
+    if flight is None or not steps or flight.dtype not in {HALF, "bfloat16"}:
         return None
     top = max((step.magnitude for step in steps if step.magnitude is not None), default=0.0)
     if top < flight.dtype_max * _NEAR_MAXIMUM:
