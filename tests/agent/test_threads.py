@@ -155,6 +155,15 @@ def test_one_that_has_ended_makes_room(thread):
     assert not thread.off
 
 
+def test_an_update_in_another_thread_belongs_to_the_only_training(thread, told):
+    trains, begins, over = (make(lambda: "told") for make in (thread.trains, thread.updates, thread.updated))
+    assert trains() == elsewhere(begins) == elsewhere(over) == "told"
+    assert told == []
+    # A backward pass there is another training, and so are its updates.
+    assert elsewhere(trains) is elsewhere(begins) is None
+    assert told == ["off", "left"]
+
+
 def test_where_nothing_is_watched_nobody_is_followed(told):
     thread = TrainingThread(lambda: False, lambda: told.append("off") or True, lambda: None, lambda: None)
     trains = thread.trains(lambda: "told")

@@ -192,7 +192,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
             stepped(optimizer)
             reload.attempted(attempt, optimizer)
 
-    over_in_thread = thread.belongs(over)
+    over_in_thread = thread.updated(over)
 
     def leave(attempt: Any, optimizer: Any) -> None:
         # Not under the fuse of the steps, nor in one thread only: whatever fails there, and if another
@@ -202,7 +202,7 @@ def _patch_optimizers(watcher: Watcher, single: SingleWatch) -> None:
         over_in_thread(attempt, optimizer)
 
     patch_optimizers(
-        _unless_still(clock, thread.trains(guarded("steps", enter))),
+        _unless_still(clock, thread.updates(guarded("steps", enter))),
         _unless_still(clock, leave),
         thread.belongs(
             _each(guarded("steps", clock.state_loaded), guarded(UPDATES, watcher.updates.state_loaded))

@@ -74,6 +74,14 @@ class TrainingThread:
         """What a thread does that trains: `call` in the thread that is followed, or will be; else nothing."""
         return self._counted(call, self._joins)
 
+    def updates(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What an update does: `call`, in another thread too, as long as one only runs backward passes."""
+        return self._counted(call, self._may_update)
+
+    def updated(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What is done when an update is over: `call`, in those threads that `updates` tells of."""
+        return self._counted(call, lambda: not self._overlaps or self._is_nobodys())
+
     def belongs(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """What goes with a training: `call`, but not in another thread than the one that is followed."""
         return self._counted(call, self._is_nobodys)
@@ -127,6 +135,10 @@ class TrainingThread:
         if first:
             self._clean_up()
         return False
+
+    def _may_update(self) -> bool:
+        """Whether this thread, which is about to update and is not followed, is to be told of."""
+        return (not self._overlaps and self._is_alive()) or self._joins()
 
     def _is_nobodys(self) -> bool:
         """Whether what this thread does is not that of another training."""
